@@ -38,16 +38,10 @@ _MODULES = {
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:  # noqa: ANN401 -- each backbone types its own
-    """Build a backbone by the name that recipes use, and load its weights.
+    """Build a backbone by the name that recipes use, "minilm_efficientnet" or "clip", and load its weights.
 
-    Args:
-        name: "minilm_efficientnet" (no download) or "clip" (any open_clip model).
-        options: Keyword arguments of `MiniLMEfficientNet` or `CLIP`: device, dtype, and for clip model,
-            weights, like.
-
-    Raises:
-        UnknownBackboneError: another name.
-        WeightsError: the weights are missing, damaged, or of another architecture.
+    The options are the keyword arguments of `MiniLMEfficientNet` or `CLIP`. UnknownBackboneError: another
+    name; WeightsError: weights that are missing, damaged, or of another architecture.
     """
     if name not in BACKBONES:
         raise UnknownBackboneError(f"no backbone is called {name!r}; expected one of {', '.join(BACKBONES)}")

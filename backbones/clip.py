@@ -215,11 +215,8 @@ def _check_choice(model: str, weights: str | Path, like: str | None) -> dict[str
             f"open_clip has no model {model!r}; python -c 'import open_clip; open_clip.list_models()'"
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
-    for tag in filter(None, [like]):
-        if not open_clip.is_pretrained_cfg(model, tag):
-            raise WeightsError(
-                f"like={tag!r} is no tag of {model}; expected one of {', '.join(tags) or 'none'}"
-            )
+    if like and not open_clip.is_pretrained_cfg(model, like):
+        raise WeightsError(f"like={like!r} is no tag of {model}; expected one of {', '.join(tags) or 'none'}")
     if open_clip.is_pretrained_cfg(model, str(weights)):
         return dict(open_clip.get_pretrained_cfg(model, str(weights)))
     path = Path(weights)

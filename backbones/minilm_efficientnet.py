@@ -165,9 +165,8 @@ class MiniLMEfficientNet(TwoTowers):
     def reading(self) -> dict[str, Any]:
         """Describe in plain values how posts become the inputs of `module`, for code without torch and timm.
 
-        Returns:
-            tokenizer (its JSON, truncation included), resize (of the short side), crop (of the centre),
-            interpolation, mean and std (of pixels in [0, 1]).
+        These are tokenizer (its JSON, truncation included), resize (of the short side), crop (of the centre),
+        interpolation, mean and std (of pixels in [0, 1]).
         """
         given = self._preprocessing
         return {

@@ -35,9 +35,7 @@ def prefetch(
     """Yield `map(function, items)`, computed in threads: in the same order, twice `threads` early at most.
 
     Items are drawn in the caller's thread, as results are asked for; 0 threads call `function` there too.
-
-    Raises:
-        Exception: What `function` raises, when its result's turn comes; nothing is begun after that.
+    What is raised is raised when its result's turn comes; nothing is begun after that.
     """
     if threads < 1:
         yield from map(function, items)

@@ -59,16 +59,13 @@ def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    return LanguageModel(model.eval(), _tokenizer_of(file))
+    return LanguageModel(model.eval(), load_tokenizer(file))
 
 
-def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
-    """Load the tokenizer alone."""
-    return _tokenizer_of(smollm2_file())
-
-
-def _tokenizer_of(file: Path) -> Any:  # noqa: ANN401
+def load_tokenizer(file: Path | None = None) -> Any:  # noqa: ANN401 -- of transformers
+    """Load the tokenizer alone, of SmolLM2 or of another GGUF file."""
     ensure_torchvision()
     from transformers import AutoTokenizer
 
+    file = file or smollm2_file()
     return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)

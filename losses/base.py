@@ -1,10 +1,5 @@
 """What all losses share: errors, the groups of posts, what a training loop needs of a loss. Free of torch.
 
-LossError
-├── SettingError         a setting outside its range, or a form that does not exist
-├── BatchError           tensors that do not fit together, or hold what a loss cannot use
-└── PriorEstimateError   a quantity that cannot be estimated from what was given
-
 Shape legend: ``B`` posts of a batch, ``M`` posts of a whole round, ``K`` classes, ``C`` classes that are set
 against the rest: of two classes the positive one alone, since the other is its mirror; of more, all.
 """

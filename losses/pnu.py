@@ -173,34 +173,36 @@ class PNULoss:
         L_soft, "unlabelled" L_u, "bracket" of L_u before correction, "clipped" 1 where that was corrected,
         else 0. All keys are always there; loss = weights . (pn, soft, unlabelled).
 
-        Args:
-            logits: z [B], the classifier's logits, any floating type.
-            groups: `Group` values [B], integer.
-            targets: Soft targets [B] in [0, 1], or None for the two constants; read for agreed posts only.
-            weights: Finite weights [B] >= 0, or None; means within a group become weighted means.
-
-        Raises:
-            BatchError: Shapes or types that do not fit, an unknown group, a weight or target out of range.
+        Arguments, and what is raised, are those of `RoundLoss`; under `weights`, finite ones [B] >= 0, means
+        within a group become weighted means.
         """
-        batch = group_batch(
-            logits, groups, targets, weights,
-            surrogate=self.surrogate, soft_positive=self.soft_positive, soft_negative=self.soft_negative,
-            likelihood=self.agreed == "likelihood",
-        )  # fmt: skip
-        parts = self._labelled(batch)
-        unlabelled = self._unlabelled(batch)
-        parts |= {
-            "unlabelled": unlabelled.risk,
-            "bracket": unlabelled.bracket,
-            "clipped": unlabelled.clipped,
-        }
+        batch = self._grouped(logits, groups, targets, weights)
+        parts = self._labelled(batch) | self._unlabelled(batch)._asdict()
         weight = self.weights
-        return LossOutput(
-            loss=weight.pn * parts["pn"]
-            + weight.soft * parts["soft"]
-            + weight.unlabelled * parts["unlabelled"],
-            parts={name: value.detach() for name, value in parts.items()},
-        )
+        loss = weight.pn * parts["pn"] + weight.soft * parts["soft"]
+        loss = loss + weight.unlabelled * parts["unlabelled"]
+        return LossOutput(loss, {name: value.detach() for name, value in parts.items()})
+
+    def _grouped(
+        self, logits: Tensor, groups: Tensor, targets: Tensor | None, weights: Tensor | None
+    ) -> GroupedBatch:
+        """Check a batch and compute its surrogate losses, in float32 at least."""
+        _check_shapes(logits, groups, targets, weights)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        groups = groups.to(wide.device)
+        agreed = (groups == Group.AGREED_POSITIVE) | (groups == Group.AGREED_NEGATIVE)
+        if targets is None:
+            negative = groups == Group.AGREED_NEGATIVE
+            filled = torch.where(negative, self.soft_negative, self.soft_positive).to(wide)
+        else:
+            filled = torch.where(agreed, targets.detach().to(wide), 0.0)
+        used = torch.ones_like(wide) if weights is None else weights.detach().to(wide)
+        _check_values(groups, filled, used)
+        if weights is not None and used.numel() > 0:
+            # only ratios count; the largest becomes 1, so that no sum of huge weights overflows
+            used = used / used.max().clamp(min=torch.finfo(used.dtype).tiny)
+        plus, minus = SURROGATES[self.surrogate](wide)
+        return GroupedBatch(plus, minus, groups, filled, used, self.agreed == "likelihood")
 
     def _labelled(self, batch: GroupedBatch) -> dict[str, Tensor]:
         """L_pn and L_soft, and the four means that they are made of."""
@@ -208,7 +210,8 @@ class PNULoss:
         negative = batch.mean(batch.minus, Group.NEGATIVE)
         soft_positive = batch.mean(batch.soft, Group.AGREED_POSITIVE)
         soft_negative = batch.mean(batch.soft, Group.AGREED_NEGATIVE)
-        prior, soft_prior = self._class_weights
+        prior = {"convex": 0.5, "sakai": self._theta}.get(self.form, self.labelled_prior)
+        soft_prior = 0.5 if self.form == "convex" else self.labelled_prior
         return {
             "positive": positive,
             "negative": negative,
@@ -225,17 +228,6 @@ class PNULoss:
     @property
     def _lambda_soft(self) -> float:
         return 1.0 if self.lambda_soft is None else self.lambda_soft
-
-    @property
-    def _class_weights(self) -> tuple[float, float]:
-        """Weight of the positives in L_pn and in L_soft."""
-        match self.form:
-            case "convex":
-                return 0.5, 0.5
-            case "sakai":
-                return self._theta, self.labelled_prior
-            case _:
-                return self.labelled_prior, self.labelled_prior
 
     def _unlabelled(self, batch: GroupedBatch) -> UnlabelledRisk:
         """L_u as the form writes it; zeros where the form or the balance leaves it out."""
@@ -276,13 +268,9 @@ def _choice(name: str, found: str, known: tuple[str, ...]) -> None:
 def _between(name: str, found: float, low: float, high: float, *, open_ends: bool = False) -> None:
     inside = low < found < high if open_ends else low <= found <= high
     if not (inside and math.isfinite(found)):
-        written = f"a finite number >= {low:g}"
-        if math.isfinite(high):
-            written = (
-                f"a number strictly between {low:g} and {high:g}"
-                if open_ends
-                else f"one in [{low:g}, {high:g}]"
-            )
+        written = f"one in [{low:g}, {high:g}]" if math.isfinite(high) else f"a finite number >= {low:g}"
+        if open_ends:
+            written = f"a number strictly between {low:g} and {high:g}"
         raise SettingError(f"{name} is {found}: expected {written}")
 
 
@@ -344,35 +332,6 @@ class GroupedBatch:
         return targets * self.plus + (1.0 - targets) * self.minus
 
 
-def group_batch(
-    logits: Tensor,
-    groups: Tensor,
-    targets: Tensor | None,
-    weights: Tensor | None,
-    *,
-    surrogate: str,
-    soft_positive: float,
-    soft_negative: float,
-    likelihood: bool = False,
-) -> GroupedBatch:
-    """Check a batch as `PNULoss` takes it and compute its surrogate losses, in float32 at least."""
-    _check_shapes(logits, groups, targets, weights)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    groups = groups.to(wide.device)
-    agreed = (groups == Group.AGREED_POSITIVE) | (groups == Group.AGREED_NEGATIVE)
-    if targets is None:
-        filled = torch.where(groups == Group.AGREED_NEGATIVE, soft_negative, soft_positive).to(wide)
-    else:
-        filled = torch.where(agreed, targets.detach().to(wide), 0.0)
-    used = torch.ones_like(wide) if weights is None else weights.detach().to(wide)
-    _check_values(groups, filled, used)
-    if weights is not None and used.numel() > 0:
-        # only ratios count; the largest becomes 1, so that no sum of huge weights overflows
-        used = used / used.max().clamp(min=torch.finfo(used.dtype).tiny)
-    plus, minus = SURROGATES[surrogate](wide)
-    return GroupedBatch(plus, minus, groups, filled, used, likelihood)
-
-
 def _check_shapes(logits: Tensor, groups: Tensor, targets: Tensor | None, weights: Tensor | None) -> None:
     if logits.ndim != 1 or not logits.is_floating_point():
         raise BatchError(
@@ -431,7 +390,7 @@ class OneSided(NamedTuple):
 class UnlabelledRisk(NamedTuple):
     """A one-sided risk [], its bracket [] before correction, and whether it was clipped, 0 or 1 []."""
 
-    risk: Tensor
+    unlabelled: Tensor
     bracket: Tensor
     clipped: Tensor
 
@@ -476,7 +435,7 @@ def one_sided_risk(means: OneSided, prior: float, correct: Correction) -> Unlabe
     risk, clipped = correct(prior * means.own, bracket)
     zero = torch.zeros_like(bracket)
     return UnlabelledRisk(
-        risk=torch.where(means.present, risk, zero),
+        unlabelled=torch.where(means.present, risk, zero),
         bracket=torch.where(means.present, bracket, zero),
         clipped=(means.present & clipped).to(bracket.dtype),
     )

@@ -12,16 +12,8 @@ from agents.panel import CrossReview, Panel
 from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
+from selftrain import config
 from selftrain._util.plugins import accepted, build_part, locate, name_of, options_of
-from selftrain.config import (
-    KINDS,
-    RULES,
-    PartSection,
-    Recipe,
-    VerificationSection,
-    default_rule,
-    default_selection,
-)
 from selftrain.data.context import ForRun, RunContext
 from selftrain.data.features import EncoderPool
 from selftrain.data.preparation import PreparedData
@@ -54,7 +46,7 @@ class Parts:
 # ---- recipe -> objects --------------------------------------------------------------------------------
 
 
-def build(recipe: Recipe, *, progress: bool = False) -> Parts:
+def build(recipe: config.Recipe, *, progress: bool = False) -> Parts:
     """Build the parts of a recipe; nothing heavy is loaded, and nobody is asked yet.
 
     Raises:
@@ -74,7 +66,7 @@ def build(recipe: Recipe, *, progress: bool = False) -> Parts:
     )  # fmt: skip
 
 
-def build_named(section: PartSection, **more: Any) -> Any:  # noqa: ANN401 -- whatever the section names
+def build_named(section: config.PartSection, **more: Any) -> Any:  # noqa: ANN401 -- whatever the section names
     """Build the part that a section names; RecipeError: it cannot be imported, or made of its options.
 
     A built-in one gets those of the section's keys, and of `more`, that its constructor has a parameter for;
@@ -83,12 +75,12 @@ def build_named(section: PartSection, **more: Any) -> Any:  # noqa: ANN401 -- wh
     key = f"{section.name}.kind"
     if not section.built_in:
         return build_part(section.kind, section.options, key)
-    path = KINDS[section.name][section.kind]
+    path = config.KINDS[section.name][section.kind]
     given = accepted(locate(path), {**more, **section.arguments()})
     return build_part(path, given | section.options, key)
 
 
-def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
+def build_panel(recipe: config.Recipe) -> Panel | ForRun[Panel]:
     """Build the agents of a recipe."""
     section = recipe.agents
     if section.kind == "vlm":
@@ -102,15 +94,15 @@ def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
     return panel
 
 
-def build_rule(section: VerificationSection) -> VerdictRule:
+def build_rule(section: config.VerificationSection) -> VerdictRule:
     """Build what decides which verdicts become labels."""
-    path = RULES.get(section.rule, section.rule)
+    path = config.RULES.get(section.rule, section.rule)
     given = {} if path is section.rule else accepted(locate(path), section.model_dump())
     rule: VerdictRule = build_part(path, given | section.options, "verification.rule")
     return rule
 
 
-def encoder_pool(recipe: Recipe, engine: Engine | None = None) -> EncoderPool | None:
+def encoder_pool(recipe: config.Recipe, engine: Engine | None = None) -> EncoderPool | None:
     """Return who computes features: the workers of `engine`, else of the recipe's; None: this process."""
     if engine is None:
         engine = build_named(recipe.engine)
@@ -120,7 +112,7 @@ def encoder_pool(recipe: Recipe, engine: Engine | None = None) -> EncoderPool | 
     return EncoderPool(engine, partial(worker_backbone, recipe, threads))
 
 
-def build_settings(recipe: Recipe) -> LoopSettings:
+def build_settings(recipe: config.Recipe) -> LoopSettings:
     """Build the loop's plain arguments."""
     rounds, selection, agents = recipe.rounds, recipe.selection, recipe.agents
     return LoopSettings(
@@ -138,7 +130,7 @@ def build_settings(recipe: Recipe) -> LoopSettings:
 
 
 def run_context(
-    recipe: Recipe, folder: RunFolder, prepared: PreparedData, *, progress: bool = False
+    recipe: config.Recipe, folder: RunFolder, prepared: PreparedData, *, progress: bool = False
 ) -> RunContext:
     """Return what the parts may know of a run whose posts are prepared."""
     return RunContext(
@@ -163,7 +155,10 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
     rule, arguments = _named("verification", parts.rule), options_of(parts.rule)
-    sections["verification"] = {"rule": rule, **(arguments if rule in RULES else {"options": arguments})}
+    sections["verification"] = {
+        "rule": rule,
+        **(arguments if rule in config.RULES else {"options": arguments}),
+    }
     if isinstance(parts.panel, VLMPanel):
         options = parts.panel.model_dump(mode="json", exclude_none=True)
         sections |= {"agents": {"kind": "vlm", "count": options.pop("count")}, "vlm": options}
@@ -178,23 +173,20 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
 
 def default_rule_for(panel: Panel | ForRun[Panel]) -> VerdictRule:
     """Return the rule that a recipe with these agents has where it names none."""
-    rule: VerdictRule = _plain("verification", default_rule(_named("agents", panel)))
+    kind = config.default_rule(_named("agents", panel))
+    rule: VerdictRule = build_part(config.RULES[kind], {}, "verification")
     return rule
 
 
 def default_selector_for(rule: VerdictRule) -> Selector:
     """Return the selector that a recipe with this rule has where it names none."""
-    selector: Selector = _plain("selection", default_selection(_named("verification", rule)))
+    kind = config.default_selection(_named("verification", rule))
+    selector: Selector = build_part(_names("selection")[kind], {}, "selection")
     return selector
 
 
 def _names(section: str) -> Mapping[str, str]:
-    return RULES if section == "verification" else KINDS[section]
-
-
-def _plain(section: str, name: str) -> Any:  # noqa: ANN401 -- whatever the section names
-    """Build a part of a section without any argument."""
-    return build_part(_names(section)[name], {}, section)
+    return config.RULES if section == "verification" else config.KINDS[section]
 
 
 def _named(section: str, part: object) -> str:
@@ -206,9 +198,9 @@ def _named(section: str, part: object) -> str:
 def _section(name: str, part: object) -> dict[str, Any]:
     """Return kind and arguments of a part; what the section has no key for stands in its options."""
     kind, options = _named(name, part), options_of(part)
-    if kind not in KINDS[name]:
+    if kind not in config.KINDS[name]:
         return {"kind": kind, "options": options}
-    keys = type(Recipe.model_fields[name].default).model_fields
+    keys = type(config.Recipe.model_fields[name].default).model_fields
     known = inspect.signature(type(part)).parameters
     # a bar changes nothing, and a default is not worth a line
     others = {

@@ -56,13 +56,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class OneOf:
-    """A text that is one of a registry's names.
+    """A text that is one of a registry's names."""
 
-    Attributes:
-        registry: "package.module:NAME" of a mapping or a `Literal`; imported when a recipe names one, because
-            much of what a recipe names lies above this module, or is slow to load.
-    """
-
+    # "package.module:NAME" of a mapping or a `Literal`; imported when a recipe names one, because much of
+    # what a recipe names lies above this module, or is slow to load
     registry: str
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:

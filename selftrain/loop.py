@@ -23,36 +23,20 @@ from agents.trust import Answers, OnNearChance, Trust, check_agents
 from losses.against_rest import AgainstRest
 from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
+from selftrain import rounds
 from selftrain._util.numeric import decide, log_odds, sigmoid
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate
-from selftrain.models.trainer import M, Model, Trainer
+from selftrain.models.trainer import CrossFit, Fit, M, Model, Trainer
 from selftrain.review.reviewers import Reviewers
-from selftrain.rounds import (
-    AgentGain,
-    Cost,
-    CurvePoint,
-    HumanCounts,
-    RoundResult,
-    SplitMetrics,
-    agent_counts,
-    candidate_sets,
-    check_pool,
-    group_counts,
-    grown_rows,
-    labels_known,
-    pseudo_labels,
-    replay,
-)
 from selftrain.selection import Selection, Selector
 from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, read_scores, write_scores
-from selftrain.verification.cross_fit import CrossFit, Fit
 from selftrain.verification.rules import Decided, Judged, Unanimous, VerdictRule
 
 
@@ -80,7 +64,7 @@ def self_train(
     settings: LoopSettings,
     rule: VerdictRule | None = None,
     reviewers: Reviewers | None = None,
-) -> Iterator[RoundResult]:
+) -> Iterator[rounds.RoundResult]:
     """Run the loop in `folder`, opened and locked, going on where it stands; earlier rounds come first.
 
     See the protocols `Trainer`, `Panel`, `Selector`, `RoundLoss` and `Reviewers`. Without a `rule` it is
@@ -93,8 +77,8 @@ def self_train(
     rule = rule or Unanimous()
     class_loss = AgainstRest((loss,) * len(corpus.columns))
     cross_fit = CrossFit(trainer, corpus, settings.folds)
-    state, finished = replay(folder)
-    check_pool(corpus, state, folder)
+    state, finished = rounds.replay(folder)
+    rounds.check_pool(corpus, state, folder)
     if finished:
         publish(folder, corpus, state, settings.root)
     yield from finished
@@ -156,12 +140,12 @@ def self_train(
         measured = this.measure(trainer, model, validation, rule)
         kept = rule.keeps(validation, this.validation_of(state.best_round))
         new = sum(used.round == number for used in state.human.values())
-        human = None if reviewers is None else HumanCounts(len(state.human), new)
+        human = None if reviewers is None else rounds.HumanCounts(len(state.human), new)
         state = state.keep(trial) if kept else state.roll_back(verdicts)
         yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, loss=trial_loss, human=human, trust=trusted,
-            gains=decision.gains, cost=Cost(**usage_of(panel).minus(paid_before).to_json()),
+            gains=decision.gains, cost=rounds.Cost(**usage_of(panel).minus(paid_before).to_json()),
         )  # fmt: skip
 
     # ---- what people decided since the last round belongs into the grown dataset too ------------------
@@ -172,8 +156,8 @@ def self_train(
 class Measured(NamedTuple):
     """Metrics of a round's model on validation, and on test where its labels are known; `score` decides."""
 
-    validation: SplitMetrics
-    test: SplitMetrics | None
+    validation: rounds.SplitMetrics
+    test: rounds.SplitMetrics | None
     score: float
 
 
@@ -254,7 +238,7 @@ class OpenRound:
         cut = rule.cut(len(corpus.classes), lambda: _logits(trainer, model, corpus, corpus.pool[::step]))
         model.save(self.path / MODEL, {"round": self._number, "cut": cut})
         scored = {"validation": validation}
-        if labels_known(corpus.labels[corpus.test]):
+        if rounds.labels_known(corpus.labels[corpus.test]):
             scored["test"] = Scored(
                 [corpus.posts[i].id for i in corpus.test],
                 corpus.labels[corpus.test],
@@ -286,11 +270,11 @@ class OpenRound:
         verdicts: Sequence[Verdict] = (),
         flipped: Sequence[str] = (),
         loss: AgainstRest | None = None,
-        human: HumanCounts | None = None,
+        human: rounds.HumanCounts | None = None,
         trust: Trust | None = None,
-        gains: Mapping[str, AgentGain] | None = None,
-        cost: Cost | None = None,
-    ) -> RoundResult:
+        gains: Mapping[str, rounds.AgentGain] | None = None,
+        cost: rounds.Cost | None = None,
+    ) -> rounds.RoundResult:
         """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded.
 
         `state` is that after the round, `loss` as the round's posts filled it in; the rest see `RoundResult`.
@@ -298,26 +282,26 @@ class OpenRound:
         corpus = self._corpus
         thetas = [] if loss is None else [one.theta for one in loss.losses]
         theta = dict(zip([corpus.classes[k] for k in corpus.columns], thetas, strict=False))
-        result = RoundResult(
+        result = rounds.RoundResult(
             number=self._number, kept=kept, score=measured.score, simulated=simulated,
-            validation=measured.validation, test=measured.test, sets=candidate_sets(corpus, verdicts),
-            flipped=tuple(flipped),
-            agents=agent_counts(corpus, verdicts), training=group_counts(corpus, training), theta=theta,
-            best_epoch=model.best_epoch,
-            curve=tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
+            validation=measured.validation, test=measured.test, sets=rounds.candidate_sets(corpus, verdicts),
+            flipped=tuple(flipped), agents=rounds.agent_counts(corpus, verdicts),
+            training=rounds.group_counts(corpus, training), theta=theta, best_epoch=model.best_epoch,
+            curve=tuple(rounds.CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
             human=human, trust=trust, gains=gains or {}, cost=cost,
             grown=len(corpus.labelled) + len(state.human) + len(state.accepted),
-            pseudo_labels=pseudo_labels(corpus, state), seconds=round(time.monotonic() - self._began, 3),
+            pseudo_labels=rounds.pseudo_labels(corpus, state),
+            seconds=round(time.monotonic() - self._began, 3),
         )  # fmt: skip
         record = result.to_json()
         self._folder.close_round(self._number, record)
         publish(self._folder, corpus, state, root)
-        return RoundResult.from_json(record)
+        return rounds.RoundResult.from_json(record)
 
 
 def publish(folder: RunFolder, corpus: Corpus, state: LoopState, root: Path) -> None:
     """Bring `best` and `grown.jsonl` in line with the finished rounds."""
-    folder.publish(state.best_round, grown_rows(corpus, state, root))
+    folder.publish(state.best_round, rounds.grown_rows(corpus, state, root))
 
 
 def fit_agents(
@@ -412,7 +396,7 @@ def apply_human_labels(
     if not labels:
         return state
     changed = state.apply_human_labels(labels)
-    check_pool(corpus, changed, folder)
+    rounds.check_pool(corpus, changed, folder)
     if path is not None:
         atomic.write_jsonl(path / HUMAN, (label.to_json() for label in labels))
     return changed

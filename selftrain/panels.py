@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -39,9 +39,6 @@ from selftrain.data.answer_files import read_answers
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus
 from selftrain.data.task import Task
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -305,11 +302,7 @@ def brief_of(task: Task) -> Brief:
 
 def opener(max_pixels: int) -> Opener:
     """Return what opens image files whose header claims at most `max_pixels`."""
-
-    def opened(path: Path, side: int) -> Image.Image:
-        return open_image(path, max_pixels=max_pixels, target_size=side)
-
-    return opened
+    return lambda path, side: open_image(path, max_pixels=max_pixels, target_size=side)
 
 
 def bar(what: str, total: int) -> Callable[[UsageTotals], None]:

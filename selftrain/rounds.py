@@ -159,51 +159,33 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """A finished round: the content of metrics.json.
+    """A finished round: the content of metrics.json."""
 
-    Attributes:
-        number: 0 is the labels alone.
-        kept: False when the round was rolled back.
-        score: What rounds are compared by: validation macro-F1, or mean held-out log-likelihood.
-        simulated: Whether the agents' answers were drawn from known labels.
-        validation, test: Metrics of the round's model; `test` is None without labels there.
-        sets: What became of the candidates.
-        flipped: Accepted posts whose label the best classifier no longer gave: unlabelled again.
-        agents: Role -> what it did.
-        training: Whom the model learned from.
-        theta: Class set against the rest -> its prior among the divergent posts in the loss, None where the
-            loss knows none; empty in round 0.
-        best_epoch: The epoch whose weights the model has.
-        curve: Its training.
-        human: None where nobody is asked.
-        trust: The agents on posts of known label; None in round 0.
-        gains: Role -> what its answers add to the classifier's and the others', on posts of known label.
-        cost: None in round 0.
-        grown: Posts of the grown dataset after the round.
-        pseudo_labels: Those in it that classifier and agents gave.
-        seconds: Time spent.
-    """
-
-    number: int
-    kept: bool
-    score: float
-    simulated: bool
+    number: int  # 0 is the labels alone
+    kept: bool  # False when the round was rolled back
+    score: float  # what rounds are compared by: validation macro-F1, or mean held-out log-likelihood
+    simulated: bool  # whether the agents' answers were drawn from known labels
+    # validation, test: metrics of the round's model; `test` is None without labels there
     validation: SplitMetrics
     test: SplitMetrics | None
-    sets: CandidateSets
+    sets: CandidateSets  # what became of the candidates
+    # accepted posts whose label the best classifier no longer gave: unlabelled again
     flipped: tuple[str, ...]
-    agents: Mapping[str, AgentCounts]
-    training: GroupCounts
+    agents: Mapping[str, AgentCounts]  # role -> what it did
+    training: GroupCounts  # whom the model learned from
+    # class set against the rest -> its prior among the divergent posts in the loss, None where the loss knows
+    # none; empty in round 0
     theta: Mapping[str, float | None]
-    best_epoch: int
-    curve: tuple[CurvePoint, ...]
-    human: HumanCounts | None
-    trust: Trust | None
+    best_epoch: int  # the epoch whose weights the model has
+    curve: tuple[CurvePoint, ...]  # its training
+    human: HumanCounts | None  # None where nobody is asked
+    trust: Trust | None  # the agents on posts of known label; None in round 0
+    # role -> what its answers add to the classifier's and the others', on posts of known label
     gains: Mapping[str, AgentGain]
-    cost: Cost | None
-    grown: int
-    pseudo_labels: PseudoLabels
-    seconds: float
+    cost: Cost | None  # None in round 0
+    grown: int  # posts of the grown dataset after the round
+    pseudo_labels: PseudoLabels  # those in it that classifier and agents gave
+    seconds: float  # time spent
 
     @property
     def consistent(self) -> int:

@@ -27,17 +27,8 @@ from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
 from losses.pnu import PNULoss
+from selftrain import build as building
 from selftrain._util.types import Json
-from selftrain.build import (
-    Parts,
-    build,
-    build_settings,
-    default_rule_for,
-    default_selector_for,
-    describe,
-    encoder_pool,
-    run_context,
-)
 from selftrain.config import Recipe, load_recipe
 from selftrain.data.columns import COLUMNS
 from selftrain.data.context import ForRun, RunContext, in_run
@@ -149,10 +140,10 @@ class SelfTrainer:
         on_near_chance: OnNearChance | None = None,
     ) -> None:
         panel = panel or OfflinePanel()
-        rule = rule or default_rule_for(panel)
-        self._parts = Parts(
+        rule = rule or building.default_rule_for(panel)
+        self._parts = building.Parts(
             classifier=classifier or HeadTrainer(),
-            selector=selector or default_selector_for(rule),
+            selector=selector or building.default_selector_for(rule),
             panel=panel,
             loss=loss or PNULoss(),
             rule=rule,
@@ -177,7 +168,7 @@ class SelfTrainer:
 
     def _recipe(self, data: SplitPosts) -> Recipe:
         """Return the recipe that would build the same parts."""
-        sections, limits = describe(self._parts), self._limits
+        sections, limits = building.describe(self._parts), self._limits
         sections["selection"] |= {
             "reselect_divergent": limits.reselect_divergent, "retract_flipped": self._retract_flipped,
         }  # fmt: skip
@@ -212,7 +203,7 @@ class Run:
         recipe: Recipe | None = None,
         name: str = "",
         *,
-        parts: Parts | None = None,
+        parts: building.Parts | None = None,
         data: SplitPosts | None = None,
         engine: Engine | None = None,
     ) -> None:
@@ -263,9 +254,9 @@ class Run:
                 torch.set_num_threads(recipe.threads)
 
             # ---- build the parts, prepare the posts ----------------------------------------------------
-            parts = self._parts or build(recipe, progress=progress)
+            parts = self._parts or building.build(recipe, progress=progress)
             prepared = self._prepared(parts, progress=progress)
-            context = run_context(recipe, folder, prepared, progress=progress)
+            context = building.run_context(recipe, folder, prepared, progress=progress)
             if isinstance(parts.panel, AskedForNothing) and not folder.finished():
                 for warning in self._checked(parts.panel, context).warnings():
                     logger.warning("%s", warning)
@@ -281,7 +272,7 @@ class Run:
             rounds = self_train(
                 prepared.corpus, in_run(parts.classifier, context), panel,
                 selector=parts.selector, loss=parts.loss, rule=parts.rule, folder=folder,
-                settings=build_settings(recipe), reviewers=reviewers,
+                settings=building.build_settings(recipe), reviewers=reviewers,
             )  # fmt: skip
             try:
                 yield from self._logged(rounds)
@@ -302,14 +293,14 @@ class Run:
             RecipeError: The recipe asks agents of the user's own, or none.
             SelftrainError, AgentError: As `rounds`.
         """
-        parts = self._parts or build(self.recipe)
+        parts = self._parts or building.build(self.recipe)
         if not isinstance(parts.panel, VLMPanel | AskedForNothing):
             raise RecipeError(
                 f'agents.kind is "{self.recipe.agents.kind}": nothing is known of what these cost, or of what'
                 " they are worth, before they are asked"
             )
         prepared = self._prepared(parts, progress=progress)
-        context = run_context(self.recipe, self.folder, prepared, progress=progress)
+        context = building.run_context(self.recipe, self.folder, prepared, progress=progress)
         if isinstance(parts.panel, AskedForNothing):
             return self._checked(parts.panel, context)
         # the cap is what the estimate is held against, not what may stop its probe
@@ -326,7 +317,7 @@ class Run:
             panel.for_run(context), corpus, asked=asked, advice=panel.when_silent, seed=self.recipe.seed
         )
 
-    def _prepared(self, parts: Parts, *, progress: bool) -> PreparedData:
+    def _prepared(self, parts: building.Parts, *, progress: bool) -> PreparedData:
         """Return the posts with their features, on the backbone given or a newly loaded one."""
         if self._data is None and self.recipe.data.task == Path():
             raise RunStateError(
@@ -334,7 +325,7 @@ class Run:
                 " `SelfTrainer.fit` on the same posts and parts"
             )
         backbone = parts.backbone or build_backbone(self.recipe)
-        pool = None if parts.backbone else encoder_pool(self.recipe, self._engine)
+        pool = None if parts.backbone else building.encoder_pool(self.recipe, self._engine)
         if self._data is None:
             return prepare(self.recipe, backbone, progress=progress, pool=pool)
         return prepare_split(self.recipe, self._data, backbone, progress=progress, pool=pool)
@@ -343,7 +334,13 @@ class Run:
         """Return what the run is made with and on, for environment.json."""
         recipe, corpus = self.recipe, prepared.corpus
         return {
-            **_machine(),
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
+            "git": _git_commit(),
             "seed": recipe.seed,
             "images_root": str(recipe.data.manifest.parent),
             "recipe": self._name,
@@ -369,18 +366,6 @@ class Run:
             if any_round:
                 run_page.write_report(self.folder)
                 tracking.close(self.folder)
-
-
-def _machine() -> Json:
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
-        "git": _git_commit(),
-    }
 
 
 def _git_commit() -> str | None:

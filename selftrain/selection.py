@@ -26,15 +26,10 @@ Chunks = Iterable[tuple[IntArray, Float32Array]]
 
 
 class Selection(NamedTuple):
-    """The chosen posts, the most wanted first.
+    """The chosen posts, the most wanted first."""
 
-    Attributes:
-        positions: [k] positions in the pool that was scored.
-        logits: [k, K] calibrated logits.
-    """
-
-    positions: IntArray
-    logits: Float32Array
+    positions: IntArray  # [k] positions in the pool that was scored
+    logits: Float32Array  # [k, K] calibrated logits
 
 
 class Selector(Protocol):
@@ -257,10 +252,8 @@ def quotas(k: int, shares: Shares, *, classes: Sequence[str], found: IntArray | 
     """Return how many posts of each class make up `k`: in "equal" parts, by `shares`, or "natural".
 
     Natural are the classifier's own shares of the pool, by `found` [K], its posts of each class; None:
-    unknown. The positive class is the last of the K.
-
-    Raises:
-        SplitError: Shares that do not name all classes, or do not add up to 1.
+    unknown. The positive class is the last of the K. SplitError: shares that do not name all classes, or do
+    not add up to 1.
     """
     if isinstance(shares, Mapping):
         named = set(shares) == set(classes) and abs(sum(shares.values()) - 1) <= 1e-6

@@ -39,19 +39,12 @@ class UsedLabel(NamedTuple):
 
 
 class RoundLimits(NamedTuple):
-    """When the loop ends.
+    """When the loop ends."""
 
-    Attributes:
-        rounds: Most rounds after round 0.
-        patience: Rounds rolled back in a row after which it gives up.
-        budget: Most candidates verified in all rounds together; None for any number.
-        reselect_divergent: Whether posts once found divergent may be chosen again.
-    """
-
-    rounds: int = 10
-    patience: int = 3
-    budget: int | None = None
-    reselect_divergent: bool = True
+    rounds: int = 10  # most rounds after round 0
+    patience: int = 3  # rounds rolled back in a row after which it gives up
+    budget: int | None = None  # most candidates verified in all rounds together; None for any number
+    reselect_divergent: bool = True  # whether posts once found divergent may be chosen again
 
     @classmethod
     def from_json(cls, recipe: Mapping[str, Any]) -> RoundLimits:
@@ -130,10 +123,8 @@ class LoopState:
     ) -> LoopState:
         """Return the state as it would be if the coming round were kept; `keep` makes it so.
 
-        Args:
-            verdicts: On the round's candidates.
-            flipped: Accepted posts whose label the classifier no longer gives; unlabelled again.
-            revised: On posts of earlier rounds, whose verdicts they replace.
+        Accepted posts that `flipped` are unlabelled again; `revised` verdicts replace those of earlier
+        rounds.
         """
         lost = frozenset(flipped)
         accepted = {post_id: last for post_id, last in self.accepted.items() if post_id not in lost}
@@ -192,11 +183,8 @@ class LoopState:
     def training_set(self, corpus: Corpus, *, soft_positive: float) -> TrainingSet:
         """Return labelled, agreed and divergent posts with their groups, in the order of their positions.
 
-        Posts that people labelled follow the labelled ones, and are in their groups.
-
-        Args:
-            corpus: Gives the labelled posts, and every post's position.
-            soft_positive: Target of an agreed post's class without a posterior; the others share the rest.
+        Posts that people labelled follow the labelled ones, and are in their groups. `soft_positive` is the
+        target of an agreed post's class without a posterior; the others share the rest.
         """
         human = corpus.positions_of(self.human)
         agreed, divergent = corpus.positions_of(self.accepted), corpus.positions_of(self.divergent)

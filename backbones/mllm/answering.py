@@ -95,11 +95,8 @@ class AnsweringModel(nn.Module):
     """``forward(inputs)`` gives the logits of every question, the final one last.
 
     The hidden states [B, L, D] are ``language(**inputs).last_hidden_state``; `hidden`, `dropout` and `fed`
-    are those of the heads.
-
-    Attributes:
-        keeps_features: Whether what the vision tower makes of pictures is wanted.
-        features: What it made of those of the last batch.
+    are those of the heads. With `keeps_features`, `features` is what the vision tower made of the pictures of
+    the last batch.
     """
 
     keeps_features = False

@@ -78,14 +78,9 @@ class Reader(Protocol):
 class Words:
     """Puts a post's text between the words of its task; `budget` tokens of text fit, all else takes `fixed`.
 
-    Args:
-        tokenizer: Of transformers, a fast one: it says where in the text each token ends.
-        max_tokens: Of words, text and the chat's marks together, images aside (published: 256).
-        around: How many tokens the chat's marks take.
-        turns: What stands around an answer token; of rounds, the marks of the turns.
-
-    Raises:
-        PromptFitError: The words alone leave no token for a text.
+    The tokenizer is a fast one of transformers: it says where in the text each token ends. `max_tokens`
+    (published: 256) are those of words, text and the chat's marks, which are `around`; `turns` stand around
+    an answer token. PromptFitError: the words alone leave no token for a text.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ def check_names(packages: Iterable[str] = PACKAGES) -> None:
             )
         if os.path.realpath(found) != os.path.realpath(expected):
             raise NameTakenError(_elsewhere(name, found, expected))
-        if not _marked(expected):
+        if MARKER not in expected.read_bytes():
             raise NameTakenError(_overwritten(name, expected))
 
 
@@ -59,11 +59,6 @@ def _locate(name: str) -> str | None:
         return None
     folders = list(spec.submodule_search_locations or ())
     return spec.origin or (folders[0] if folders else f"<{name!r}, without a file>")
-
-
-def _marked(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return MARKER in opened.read(1024)
 
 
 def _elsewhere(name: str, found: str, expected: Path) -> str:

@@ -34,15 +34,11 @@ def locate(path: str) -> Any:  # noqa: ANN401 -- whatever it names
 
 
 def build_part(path: str, options: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 -- whatever it makes
-    """Import the class that a recipe names, and make one with its options.
-
-    Args:
-        path: "package.module:Class".
-        options: Keyword arguments of the class.
-        key: Where the recipe names it, for errors: "selection.kind".
+    """Import the class that a recipe names, "package.module:Class", and make one with its options.
 
     Raises:
-        RecipeError: It cannot be imported, or does not take these options.
+        RecipeError: It cannot be imported, or does not take these options; `key` says where the recipe names
+        it.
     """
     try:
         make = locate(path)

@@ -17,15 +17,12 @@ def printable(text: str) -> str:
     """
     if text.isprintable():  # nearly always, and a hundred times as fast
         return text
-    return "".join(_escape(mark) if _steers(mark) else mark for mark in text)
+    escaped = (mark.encode("unicode_escape").decode("ascii") if _steers(mark) else mark for mark in text)
+    return "".join(escaped)
 
 
 def _steers(mark: str) -> bool:
     return not mark.isprintable() and mark not in _JOINERS and unicodedata.category(mark) in _ESCAPED
-
-
-def _escape(mark: str) -> str:
-    return mark.encode("unicode_escape").decode("ascii")
 
 
 def shorten(value: object) -> str:

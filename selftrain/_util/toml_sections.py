@@ -27,14 +27,9 @@ class Section(BaseModel):
 
 
 def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) -> Read:
-    """Read a TOML file as a checked table.
+    """Read a TOML file, or an empty one, and apply ``section.key=value``, to a checked table.
 
     Paths in it are relative to the file, those of overrides to where they are typed.
-
-    Args:
-        kind: What it describes.
-        path: The file; None: an empty one.
-        overrides: ``section.key=value``, applied after it.
 
     Raises:
         RecipeError: As `load_recipe`.
@@ -48,7 +43,10 @@ def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) ->
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"the recipe {path} is not TOML: {error}") from error
-        _resolve_paths(table, path.resolve().parent, paths)
+        folder = path.resolve().parent
+        for section, key in paths:
+            if isinstance(table.get(section), dict) and key in table[section]:
+                table[section][key] = _placed(table[section][key], lambda given: folder / given)
     for override in overrides:
         _override(table, override, paths)
     try:
@@ -76,12 +74,6 @@ def _path_keys(kind: type[Section]) -> Iterator[tuple[str, str]]:
             for key, inner in field.annotation.model_fields.items():
                 if Path in (inner.annotation, *get_args(inner.annotation)):
                     yield name, key
-
-
-def _resolve_paths(table: dict[str, Any], folder: Path, paths: Collection[tuple[str, str]]) -> None:
-    for section, key in paths:
-        if isinstance(table.get(section), dict) and key in table[section]:
-            table[section][key] = _placed(table[section][key], lambda path: folder / path)
 
 
 def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str, str]]) -> None:

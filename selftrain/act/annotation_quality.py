@@ -24,11 +24,7 @@ from selftrain.errors import BudgetError
 
 
 def aqg_curve(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> FloatArray:
-    """Return AQG(B) in accuracy for B = 0..N [N + 1]; equal estimates count as in a random order.
-
-    Raises:
-        BudgetError: Arrays of different lengths, an estimate outside [0, 1].
-    """
+    """Return AQG(B) in accuracy for B = 0..N [N + 1]; equal estimates count as in a random order."""
     values, faults = checked(errors), np.asarray(wrong, dtype=np.float64)
     if values.shape != faults.shape or not len(values):
         raise BudgetError(f"{len(faults)} labels, {len(values)} estimates: expected as many, one or more")
@@ -40,7 +36,7 @@ def aqg_curve(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> FloatArray:
 
 
 def abs_score(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> float | None:
-    """Return ABS, see the module; None where no label is wrong. Errors as of `aqg_curve`."""
+    """Return ABS, see the module; None where no label is wrong."""
     perfect = _area(aqg_curve(wrong, np.asarray(wrong, dtype=np.float64)))
     return _area(aqg_curve(wrong, errors)) / perfect if perfect > 0 else None
 

@@ -7,6 +7,8 @@ pi_i of being sent to a person. All sum to the budget B exactly::
     exponential   pi = sigmoid(k (e - a)), a solved so that the sum is B
     threshold     the B largest e have pi = 1, all others 0: no estimate from such a sample is unbiased
 
+What lies outside its range is a `BudgetError` everywhere: budgets and estimates, probabilities and shares.
+
 Sources: "ACT as Human" (arXiv 2511.09833); the floor: Zrnic and Candès, "Active statistical inference" (ICML
 2024); systematic sampling: Madow (1949).
 
@@ -123,11 +125,7 @@ def threshold(errors: npt.ArrayLike, budget: int, seed: int = 0) -> FloatArray:
 
 
 def with_floor(pi: FloatArray, budget: int, floor: float) -> FloatArray:
-    """Return (1-t) pi + t B/N: the same sum, and no post without a chance.
-
-    Raises:
-        BudgetError: `floor` outside [0, 1].
-    """
+    """Return (1-t) pi + t B/N: the same sum, and no post without a chance."""
     if not 0.0 <= floor <= 1.0:
         raise BudgetError(f"floor {floor}: expected a share in [0, 1]; 0 leaves the rule as it is")
     return pi if floor == 0.0 else (1.0 - floor) * pi + floor * budget / max(len(pi), 1)
@@ -139,9 +137,6 @@ def systematic_sample(pi: npt.ArrayLike, seed: int) -> IntArray:
     The posts are laid out in random order, each as long as its pi, and taken at u, u + 1, u + 2, ... with one
     uniform u: never more than the budget and never fewer, unlike independent draws. The sample is shuffled,
     so that those who stop before its end have still reviewed a chance part of it.
-
-    Raises:
-        BudgetError: A pi outside [0, 1], or a sum that is no whole number.
     """
     chances = np.asarray(pi, dtype=np.float64).reshape(-1)
     if not bool(((chances >= 0.0) & (chances <= 1.0)).all()):
@@ -175,11 +170,7 @@ def filled(errors: Sequence[float | None]) -> FloatArray:
 
 
 def checked(errors: npt.ArrayLike) -> FloatArray:
-    """Return estimates [N] as floats.
-
-    Raises:
-        BudgetError: One outside [0, 1], NaN included, or no row of numbers.
-    """
+    """Return estimates [N] as floats."""
     values = np.asarray(errors, dtype=np.float64)
     if values.ndim != 1:
         raise BudgetError(f"error estimates of shape {values.shape}: expected [N], one a post")

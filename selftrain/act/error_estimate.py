@@ -108,22 +108,13 @@ def label_error(
     )
 
 
-def label_error_by(
-    errors: npt.ArrayLike,
-    inclusion: npt.ArrayLike,
-    reviewed: npt.ArrayLike,
-    wrong: npt.ArrayLike,
-    groups: Sequence[str],
-) -> dict[str, ErrorEstimate]:
+def label_error_by(groups: Sequence[str], *arrays: npt.ArrayLike) -> dict[str, ErrorEstimate]:
     """Return `label_error` of each group (class, round), by its name, in the order in which they first occur.
 
     A group of which no post was reviewed has the estimate of the criticizer and a wide interval.
     """
     names = np.asarray(groups, dtype=object)
-    return {
-        str(name): label_error(errors, inclusion, reviewed, wrong, members=names == name)
-        for name in dict.fromkeys(groups)
-    }
+    return {str(name): label_error(*arrays, members=names == name) for name in dict.fromkeys(groups)}
 
 
 def _arrays(
@@ -155,11 +146,7 @@ def _arrays(
 
 
 def realised(pi: FloatArray, delta: BoolArray) -> FloatArray:
-    """Return pi n/B [N] where n of the B drawn have an answer: each of these counts as drawn with so much.
-
-    Raises:
-        EstimateError: More posts were reviewed than the probabilities sum to.
-    """
+    """Return pi n/B [N] where n of the B drawn have an answer: each of these counts as drawn with so much."""
     drawn, answered = float(pi.sum()), int(delta.sum())
     if answered > drawn + 1e-6 * max(drawn, 1.0):
         raise EstimateError(

@@ -118,10 +118,7 @@ def select_models(
 
     Args:
         runners: Model name -> the model at work; tried in this order, which decides between equals.
-        posts: Labelled ones, each with a class of the task.
-        prompts: Of annotator and criticizer.
-        strategies: Ways of criticizing to try, one or more.
-        modes: Ways of annotating to try, one or more.
+        strategies, modes: Ways of criticizing and of annotating to try, one or more each.
         self_criticism: Whether the annotator's model is tried as criticizer too, for comparison.
         buffer: Added to the error share, in [0, 1].
         pool: Posts that the budget is for; None: not known.
@@ -165,9 +162,6 @@ def select_models(
         best, scores[0], advise(wrong, len(posts), buffer=buffer, pool=pool),
         tuple(score for score, _ in tried), tuple(scores), _warnings(best, scores[0], len(runners)),
     )  # fmt: skip
-
-
-# ---- how good they are, on posts of known label ----------------------------------------------------------
 
 
 def _annotated(

@@ -84,9 +84,7 @@ def describe(
 def load(folder: Path | str) -> AgentPSModel:
     """Load the model of a folder.
 
-    Raises:
-        ModelError: None, a damaged one, one whose training did not end, or one of another base model.
-        BackboneError: The base model cannot be had.
+    ModelError: none, a damaged one, one whose training did not end, or one of another base model.
     """
     folder = Path(folder)
     settings = settings_of(read_about(folder), folder / ABOUT)

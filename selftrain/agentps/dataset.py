@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,10 +52,8 @@ def question_set(task: Task, variant: Variant, *, policy: bool = False, rounds: 
     """Return the questions of `task` as a variant asks them, with heads where it has them.
 
     `policy` puts the policy before the post, otherwise only the meaning of the positive class; `rounds` asks
-    each question in a turn of its own.
-
-    Raises:
-        TaskError: A task without questions, for a variant that asks, or a question called like the final one.
+    each question in a turn of its own. TaskError: no questions, for a variant that asks, or one called like
+    the final one.
     """
     if variant != "vanilla" and not task.questions:
         raise TaskError(
@@ -230,33 +228,22 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
         for one in (*grown, *validated)
         if one not in posts
     ]
-    # what the run knew of a post: its manifest may hold answers that the run hid with the label
-    known = {i: dict(row.get("process", {})) for i, row in grown.items()}
-    pseudo = {
-        i: row["provenance"] for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label"
-    }
-    found = LabelledPosts(
-        task,
-        [
-            replace(posts[i], label=str(row["label"]), process=known[i])
-            for i, row in grown.items()
-            if i in posts
-        ],
-        {i: _label_prob(one, str(grown[i]["label"]), sources.soft_target) for i, one in pseudo.items()},
-        [replace(posts[i], label=label) for i, label in validated.items() if i in posts],
-        quarantine,
-    )
+    train, label_probs = list[Post](), dict[str, float]()
+    for i, row in grown.items():
+        label, provenance = str(row["label"]), row["provenance"]
+        if i in posts:
+            # what the run knew of a post: its manifest may hold answers that the run hid with the label
+            train.append(replace(posts[i], label=label, process=dict(row.get("process", {}))))
+        if provenance["source"] == "pseudo-label":
+            posterior = provenance.get("posterior")
+            label_probs[i] = float(posterior["probs"][label]) if posterior else sources.soft_target
+    validation = [replace(posts[i], label=label) for i, label in validated.items() if i in posts]
+    found = LabelledPosts(task, train, label_probs, validation, quarantine)
     if sources.reviews is None:
         return found
     hidden = {i: replace(post, process={}) for i, post in posts.items() if post.label is not None}
     seen = {post.id: post for post in found.train}
     return _with_reviews(found, run, sources.reviews, posts | hidden | seen)
-
-
-def _label_prob(provenance: Json, label: str, otherwise: float) -> float:
-    """Return the posterior's probability of a pseudo-label where the run has one."""
-    posterior = provenance.get("posterior")
-    return otherwise if posterior is None else float(posterior["probs"][label])
 
 
 def _scored(folder: RunFolder, split: str) -> dict[str, str]:
@@ -348,22 +335,18 @@ def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings)
     read, left_out = read_posts(manifest, found.task, sources)
     answers = {post.id: post for post in read}
 
-    def filled(posts: list[Post]) -> list[Post]:
-        pairs = ((post, answers.get(post.id)) for post in posts)
-        return [post if found is None else _answered(post, found) for post, found in pairs]
+    def filled(post: Post) -> Post:
+        """Return a post with the other's answers, and with what that says of the models' among them."""
+        other = answers.get(post.id)
+        if other is None:
+            return post
+        extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
+        if PROVENANCE in other.extra:
+            extra[PROVENANCE] = other.extra[PROVENANCE]
+        return replace(post, process={**post.process, **other.process}, extra=extra)
 
-    quarantine = [*found.quarantine, *left_out]
-    return found._replace(
-        train=filled(found.train), validation=filled(found.validation), quarantine=quarantine
-    )
-
-
-def _answered(post: Post, found: Post) -> Post:
-    """Return the post with another manifest's answers, and with what that says of the models' among them."""
-    extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
-    if PROVENANCE in found.extra:
-        extra[PROVENANCE] = found.extra[PROVENANCE]
-    return replace(post, process={**post.process, **found.process}, extra=extra)
+    train, validation = ([*map(filled, posts)] for posts in (found.train, found.validation))
+    return found._replace(train=train, validation=validation, quarantine=[*found.quarantine, *left_out])
 
 
 # ---- manifests ------------------------------------------------------------------------------------------
@@ -394,11 +377,12 @@ def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
             return posts
         raise SplitError(f"--split {name}: the manifest has no field `split`; leave the option out")
     columns = parts_by_column(posts).items()
-    parts: dict[str, Any] = {"train" if kind == "labelled" else kind: part for kind, part in columns}
+    parts: dict[str, Sequence[Post]] = {
+        "train" if kind == "labelled" else kind: part for kind, part in columns
+    }
     found = parts | {"all": posts}
     if name is None or not found[name]:
         sizes = ", ".join(f"{len(part):,} {kind}" for kind, part in parts.items() if part)
         asked = "the manifest's field `split` says" if name is None else f"no post of split {name}: there are"
         raise SplitError(f"{asked} {sizes}; say which to measure, --split test for instance, or --split all")
-    selected: Sequence[Post] = found[name]
-    return selected
+    return found[name]

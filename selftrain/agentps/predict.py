@@ -13,15 +13,7 @@ import torch
 
 from backbones.loading import place
 from selftrain._util.types import Json
-from selftrain.agentps.checkpoint import (
-    ABOUT,
-    METRICS,
-    VALIDATION,
-    AgentPSModel,
-    decisions_to_json,
-    fill,
-    load,
-)
+from selftrain.agentps import checkpoint
 from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of, example, make_target
 from selftrain.agentps.decisions import Decisions, decided, full_report, set_goals, with_answers
 from selftrain.agentps.evaluate import ScoredPost, question_scores, score
@@ -41,7 +33,7 @@ class AgentPSPredictor:
     kind = "agentps"
     calibrated = True
 
-    def __init__(self, loaded: AgentPSModel, device: str, batch_size: int = 16) -> None:
+    def __init__(self, loaded: checkpoint.AgentPSModel, device: str, batch_size: int = 16) -> None:
         self._loaded, self._device, self._batch_size = loaded, device, batch_size
         self.name = loaded.folder.resolve().name
         self.classes, self.positive = loaded.task.names, loaded.task.positive
@@ -58,7 +50,7 @@ class AgentPSPredictor:
         """Open the model of a folder, on a GPU if there is one; `threads` are of a CPU. Raises as `load`."""
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(load(folder), str(place(device).device), batch_size)
+        return cls(checkpoint.load(folder), str(place(device).device), batch_size)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
@@ -67,7 +59,7 @@ class AgentPSPredictor:
 
     def validation(self) -> ValidationScores | None:
         """Return the scores of the best epoch; posts that could not be read are left out."""
-        file = self._loaded.folder / VALIDATION
+        file = self._loaded.folder / checkpoint.VALIDATION
         if not file.exists():
             return None
         asked = self._loaded.built.questions
@@ -85,7 +77,7 @@ def warn_of_notes(model: str, asked: QuestionSet, decisions: Decisions) -> None:
 
 
 def predict(
-    loaded: AgentPSModel, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
+    loaded: checkpoint.AgentPSModel, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
 ) -> Iterator[ScoredPost]:
     """Score posts in their order, in bounded memory; what is known of them is carried along, not read.
 
@@ -168,20 +160,25 @@ def write_measured(
 
     The `figures` are the rest of metrics.json.
     """
-    checksums.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
-    checksums.write_json(folder / METRICS, figures | {"questions": full_report(asked, scored, decisions)})
+    checksums.write_jsonl(folder / checkpoint.VALIDATION, (answers_row(asked, one) for one in scored))
+    checksums.write_json(
+        folder / checkpoint.METRICS, figures | {"questions": full_report(asked, scored, decisions)}
+    )
 
 
-def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
+def redecide(loaded: checkpoint.AgentPSModel, goals: Mapping[str, str]) -> checkpoint.AgentPSModel:
     """Set a model's rules anew on its validation posts, by `set_goals`, and write what follows from them."""
     folder, asked = loaded.folder, loaded.built.questions
-    scored = read_scored(folder / VALIDATION, asked)
+    scored = read_scored(folder / checkpoint.VALIDATION, asked)
     decisions = set_goals(loaded.decisions, question_scores(asked, scored), goals)
     if decisions == loaded.decisions:
         return loaded
-    checksums.check(folder / METRICS)
-    figures = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    checksums.check(folder / checkpoint.METRICS)
+    figures = json.loads((folder / checkpoint.METRICS).read_text(encoding="utf-8"))
     write_measured(folder, asked, [with_answers(decisions, one) for one in scored], decisions, figures)
     # last: what was killed before this sets them again
-    checksums.write_json(folder / ABOUT, loaded.about | {"decisions": decisions_to_json(asked, decisions)})
-    return fill(folder, loaded.built, loaded.task, loaded.settings)
+    checksums.write_json(
+        folder / checkpoint.ABOUT,
+        loaded.about | {"decisions": checkpoint.decisions_to_json(asked, decisions)},
+    )
+    return checkpoint.fill(folder, loaded.built, loaded.task, loaded.settings)

@@ -79,6 +79,8 @@ class ServedModel:
             folder, made.base, self.asked.wording, made.padding, made.max_tokens
         )
         self._heads = _heads(folder, made, self.asked)
+        first: Any = self._heads[0]
+        self._width = int(first[0].normalized_shape[0])
         self._decisions = decisions_of(about, self.asked, folder / MERGED)
         self.name, self.threshold = folder.resolve().name, self._decisions[-1].threshold
         self.classes, self.positive = self.task.names, self.task.positive
@@ -139,11 +141,6 @@ class ServedModel:
                 f" token. Start it with {' '.join(FLAGS)}"
             )
         return [torch.from_numpy(one.copy()).view(-1, self._width) for one in found]
-
-    @property
-    def _width(self) -> int:
-        first: Any = self._heads[0]
-        return int(first[0].normalized_shape[0])
 
     def _served_name(self, endpoint: str) -> str:
         models = [str(one["id"]) for one in self._json("/v1/models").get("data", [])]

@@ -29,17 +29,8 @@ from backbones.mllm.prompts import Inputs
 from backbones.prefetch import read_ahead, workers_for
 from losses.process import answer_sums, process_loss
 from selftrain._util.types import IntArray, Json
-from selftrain.agentps import checkpoint
+from selftrain.agentps import checkpoint, dataset
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, AgentPSModel
-from selftrain.agentps.dataset import (
-    Example,
-    LabelledPosts,
-    QuestionSet,
-    answer_of,
-    count_answers,
-    load_posts,
-    question_set,
-)
 from selftrain.agentps.decisions import decided, fit_decisions
 from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
 from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
@@ -48,15 +39,8 @@ from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, check_name
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import Task, dump_task
 from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
-from selftrain.models.train_loop import (
-    EpochResult,
-    StepLoss,
-    TrainingState,
-    best_epoch,
-    train_epochs,
-    warm_up_schedule,
-)
-from selftrain.models.training_log import TrainingLog
+from selftrain.models import train_loop
+from selftrain.models.train_loop import TrainingLog
 from selftrain.store import atomic
 from selftrain.store.run_dir import read_jsonl, without_none
 
@@ -130,7 +114,7 @@ class _Stepper:
     """A `selftrain.models.train_loop.Stepper`: its parts' losses add up to the loss of the whole step."""
 
     built: Built
-    posts: Sequence[Example]
+    posts: Sequence[dataset.Example]
     order: Order
     _: KW_ONLY
     settings: TrainingSettings
@@ -148,7 +132,7 @@ class _Stepper:
         self._wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self._names = [one.name for one in self.built.questions.all]
         self._weights = self.settings.question_weights(self._names)
-        weights = self.settings.answer_weights(count_answers(self.built.questions, self.posts))
+        weights = self.settings.answer_weights(dataset.count_answers(self.built.questions, self.posts))
         self._answer_weights = None if weights is None else [torch.tensor(w, device=to) for w in weights]
         self._parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         targets = stack_targets(self.posts)
@@ -171,7 +155,7 @@ class _Stepper:
                 self._number = number
                 yield step
 
-    def gradients(self, batch: IntArray) -> StepLoss:
+    def gradients(self, batch: IntArray) -> train_loop.StepLoss:
         accelerator = self.accelerator
         targets = stack_targets([self.posts[place] for place in batch])
         known = [float(one.sum(1).round().sum()) for one in targets]
@@ -195,7 +179,7 @@ class _Stepper:
         norm = accelerator.clip_grad_norm_(self._parameters, self.settings.clip)
         # of each question the mean over the posts that answer it, whatever the loss divides by
         means = (one / max(count, 1.0) for one, count in zip(sums, known, strict=True))
-        return StepLoss(
+        return train_loop.StepLoss(
             loss, dict(zip(self._names, means, strict=True)), None if norm is None else float(norm)
         )
 
@@ -334,7 +318,7 @@ def _optimizer(model: AnsweringModel, settings: TrainingSettings) -> torch.optim
 
 def train(
     built: Built,
-    posts: Sequence[Example],
+    posts: Sequence[dataset.Example],
     *,
     settings: TrainingSettings,
     seed: int,
@@ -345,7 +329,7 @@ def train(
     signed: bool = False,
     max_unread: int = 0,
     bar: bool = True,
-) -> tuple[EpochResult, ...]:
+) -> tuple[train_loop.EpochResult, ...]:
     """Train a model on posts with a target each; its best epoch's weights are kept in `folder`.
 
     A training of the same `identity` (`checkpoint.save_training`) found there goes on. `validate` gives
@@ -375,15 +359,15 @@ def train(
     state = checkpoint.load_training(model, optimizer, folder / PROGRESS, identity)
     accelerator.wait_for_everyone()
 
-    def save(reached: TrainingState) -> None:
+    def save(reached: train_loop.TrainingState) -> None:
         if main:
             checkpoint.save_training(model, optimizer, reached, identity, folder / PROGRESS)
         accelerator.wait_for_everyone()
 
     with TrainingLog(steps, folder=folder if main else None, step=state.step, bar=bar and main) as log:
-        results = train_epochs(
+        results = train_loop.train_epochs(
             stepper, optimizer,
-            warm_up_schedule(optimizer, steps, warm_up=settings.warmup, step=state.step),
+            train_loop.warm_up_schedule(optimizer, steps, warm_up=settings.warmup, step=state.step),
             epochs=settings.epochs, steps_per_epoch=order.steps_per_epoch, metric=settings.metric,
             evaluate_steps=settings.validate_every, patience=settings.patience,
             log=log, state=state, save=save, save_every=settings.save_every,
@@ -478,9 +462,9 @@ class _Work(NamedTuple):
     out: Path
     accelerator: Accelerator
     built: Built
-    validation: list[Example]
+    validation: list[dataset.Example]
 
-    def scored(self, posts: list[Example]) -> list[ScoredPost]:
+    def scored(self, posts: list[dataset.Example]) -> list[ScoredPost]:
         """Let every process score its share of `posts`; all get all of them, in order."""
         from accelerate.utils import gather_object
 
@@ -527,11 +511,11 @@ class _Work(NamedTuple):
         forget_compiled(self.built.base.module)
 
     def write(
-        self, results: Sequence[EpochResult], scored: Sequence[ScoredPost], task: Task, more: Json
+        self, results: Sequence[train_loop.EpochResult], scored: Sequence[ScoredPost], task: Task, more: Json
     ) -> None:
         """Decide the validation posts, write what that is worth, and describe the model."""
         asked, metric = self.built.questions, self.recipe.training.metric
-        best = best_epoch(results, metric)
+        best = train_loop.best_epoch(results, metric)
         decisions = fit_decisions(question_scores(asked, scored), self.recipe.decisions)
         validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
         figures = {"validations": validations, "best": results.index(best)}
@@ -548,8 +532,14 @@ class _Work(NamedTuple):
 
 
 def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, bar: bool) -> AgentPSModel:
-    found, settings, training = load_posts(recipe.data, recipe.seed), recipe.model_settings(), recipe.training
-    questions = question_set(found.task, settings.variant, policy=settings.policy, rounds=settings.rounds)
+    found, settings, training = (
+        dataset.load_posts(recipe.data, recipe.seed),
+        recipe.model_settings(),
+        recipe.training,
+    )
+    questions = dataset.question_set(
+        found.task, settings.variant, policy=settings.policy, rounds=settings.rounds
+    )
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
     _check_examples(questions, training, posts, validation)
@@ -586,14 +576,14 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
 
 
 def _check_examples(
-    questions: QuestionSet,
+    questions: dataset.QuestionSet,
     training: TrainingSettings,
-    posts: Sequence[Example],
-    validation: Sequence[Example],
+    posts: Sequence[dataset.Example],
+    validation: Sequence[dataset.Example],
 ) -> None:
     """Refuse what would end a training after its base model was loaded, or after an epoch."""
     training.question_weights([one.name for one in questions.all])
-    training.answer_weights(count_answers(questions, posts))
+    training.answer_weights(dataset.count_answers(questions, posts))
     for q, question in enumerate(questions.process):
         if not any(one.targets[q].any() for one in posts):
             raise DataError(
@@ -601,11 +591,11 @@ def _check_examples(
                 " answers in the manifest's `process`, have a model give them (`selftrain annotate`) and name"
                 " that manifest as data.process, or take the question out of the task"
             )
-    labels = [answer_of(one.targets[-1]) for one in validation if one.targets[-1].any()]
+    labels = [dataset.answer_of(one.targets[-1]) for one in validation if one.targets[-1].any()]
     check_both(questions, labels.count(questions.positive), len(labels))
 
 
-def _begin(out: Path, recipe: AgentPSRecipe, found: LabelledPosts) -> None:
+def _begin(out: Path, recipe: AgentPSRecipe, found: dataset.LabelledPosts) -> None:
     """Write what the folder says before the first step."""
     _write_recipe(out, recipe)
     dump_task(found.task, out / checkpoint.TASK)
@@ -630,7 +620,7 @@ def _finished(out: Path, identity: str) -> bool:
     return True
 
 
-def _identity(recipe: AgentPSRecipe, built: Built, posts: Sequence[Example]) -> str:
+def _identity(recipe: AgentPSRecipe, built: Built, posts: Sequence[dataset.Example]) -> str:
     """Return the digest of what a training that goes on must share with the one that began."""
     kept = recipe.model_dump(mode="json", exclude={"data": True, "decisions": True})
     free = (

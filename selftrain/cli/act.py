@@ -179,9 +179,6 @@ def _print_choice(choice: selecting.ModelSelection) -> None:
         shown.print(plain(line))
 
 
-# ---- a pool labelled ----------------------------------------------------------------------------------
-
-
 @app.command(
     epilog="Example: selftrain act annotate posts.jsonl --task task.toml --annotator http://127.0.0.1:8000"
     " --budget 200 --out labels"

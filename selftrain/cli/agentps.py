@@ -15,7 +15,7 @@ from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import argument, option, read_pairs, several
-from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_predictions
+from selftrain.cli.printing import check_target, console, plain, table, write_predictions
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
@@ -230,7 +230,11 @@ def evaluate(
     )
     found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
     _measure(loaded, dataset.of_split(found, split), out, batch, where)
-    keep_left_out(out / "quarantine.jsonl", quarantine)
+    left_out = out / "quarantine.jsonl"
+    if quarantine:
+        atomic.write_jsonl(left_out, quarantine)
+    else:  # one of an earlier time says nothing any more
+        left_out.unlink(missing_ok=True)
     _print_metrics(out / checkpoint.METRICS)
     _print_next(out)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -17,8 +17,9 @@ from agents.errors import ServerLaunchError
 from agents.vllm.command import Device
 from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
+from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import KEY_VARIABLE, Host, Overrides, Recipe, argument, option, several
+from selftrain.cli.options import KEY_VARIABLE, argument, grouped, option, several
 from selftrain.cli.printing import echo, print_json
 from selftrain.errors import RecipeError
 
@@ -35,77 +36,81 @@ app = noun("Start or check the vLLM servers of the agents, show their prompts.")
 
 LISTENING, CAPACITY, HARDWARE = "Who reaches it", "How much at once", "What it runs on"
 
-Name = Annotated[str, option("Served under this name; by default MODEL's last part.", show_default=False)]
-Log = Annotated[
-    Path | None, option("Add the server's output to FILE; by default a temporary one.", metavar="FILE")
-]
-MostImages = Annotated[
-    int | None,
-    option("Most images of one prompt, 0-16; by default 16 if it takes any.", metavar="N", panel=CAPACITY),
-]
-MostTokens = Annotated[
-    int | None,
-    option(
-        "Tokens of prompt and answer; by default as many as fit, up to the model's.",
-        metavar="N",
-        panel=CAPACITY,
-    ),
-]
-MostRequests = Annotated[
-    int | None,
-    option("Most requests at the same time; by default vLLM's.", metavar="N", panel=CAPACITY),
-]
-Dtype = Annotated[
-    str,
-    option("Of weights and activations; auto: on the CPU the faster one, else the model's.", panel=HARDWARE),
-]
-ServingDevice = Annotated[Device, option("auto: what vLLM was built for.", panel=HARDWARE)]
-MemoryShare = Annotated[
-    float | None,
-    option("Share of each GPU's memory, 0-1; by default vLLM's.", metavar="SHARE", panel=HARDWARE),
-]
-Python = Annotated[
-    Path | None,
-    option("The Python that has vLLM; by default SELFTRAIN_VLLM_PYTHON, else .venv-vllm.", panel=HARDWARE),
-]
+
+class Serving(NamedTuple):
+    """How a model is served: the options of `agents.vllm.command.ServeOptions`."""
+
+    name: Annotated[
+        str, option("Served under this name; by default MODEL's last part.", show_default=False)
+    ] = ""
+    host: options.Host = "127.0.0.1"
+    allow_remote: Annotated[
+        bool, option("Let --host be an address that other machines reach.", "--allow-remote", panel=LISTENING)
+    ] = False
+    port: Annotated[int, option("0: one that is free.", panel=LISTENING)] = 8000
+    images: Annotated[
+        int | None,
+        option(
+            "Most images of one prompt, 0-16; by default 16 if it takes any.", metavar="N", panel=CAPACITY
+        ),
+    ] = None
+    max_model_len: Annotated[
+        int | None,
+        option(
+            "Tokens of prompt and answer; by default as many as fit, up to the model's.",
+            metavar="N", panel=CAPACITY,
+        ),
+    ] = None  # fmt: skip
+    max_num_seqs: Annotated[
+        int | None,
+        option("Most requests at the same time; by default vLLM's.", metavar="N", panel=CAPACITY),
+    ] = None
+    dtype: Annotated[
+        str,
+        option(
+            "Of weights and activations; auto: on the CPU the faster one, else the model's.", panel=HARDWARE
+        ),
+    ] = "auto"
+    device: Annotated[Device, option("auto: what vLLM was built for.", panel=HARDWARE)] = "auto"
+    tensor_parallel: Annotated[int, option("GPUs that share each layer.", metavar="N", panel=HARDWARE)] = 1
+    data_parallel: Annotated[int, option("Copies of the model.", metavar="N", panel=HARDWARE)] = 1
+    api_servers: Annotated[
+        int | None, option("Processes that take requests, for small models.", metavar="N", panel=HARDWARE)
+    ] = None
+    gpu_memory: Annotated[
+        float | None,
+        option("Share of each GPU's memory, 0-1; by default vLLM's.", metavar="SHARE", panel=HARDWARE),
+    ] = None
+    kv_cache_gib: Annotated[int, option("Memory for the cache on the CPU.", metavar="N", panel=HARDWARE)] = 1
 
 
 @app.command(
     epilog="Example: selftrain agents serve llava-hf/llava-onevision-qwen2-7b-ov-hf --port 8000 --"
     " --max-num-batched-tokens 8192"
 )
+@grouped
 def serve(
     model: Annotated[str, argument("MODEL", "A folder, or ORGANISATION/NAME on the Hugging Face hub.")],
     flags: Annotated[
         list[str] | None, argument("-- FLAGS", "Flags of vLLM, after --: passed on as they are.")
     ] = None,
     *,
-    name: Name = "",
     adapter: Annotated[
         list[str], several("A LoRA adapter; may be given several times.", "--adapter", metavar="NAME=FOLDER")
     ],
-    log: Log = None,
+    log: Annotated[
+        Path | None, option("Add the server's output to FILE; by default a temporary one.", metavar="FILE")
+    ] = None,
     time_limit: Annotated[
         float, option("Seconds without progress until it is given up.", metavar="S")
     ] = 900.0,
-    host: Host = "127.0.0.1",
-    allow_remote: Annotated[
-        bool, option("Let --host be an address that other machines reach.", "--allow-remote", panel=LISTENING)
-    ] = False,
-    port: Annotated[int, option("0: one that is free.", panel=LISTENING)] = 8000,
-    images: MostImages = None,
-    max_model_len: MostTokens = None,
-    max_num_seqs: MostRequests = None,
-    dtype: Dtype = "auto",
-    device: ServingDevice = "auto",
-    tensor_parallel: Annotated[int, option("GPUs that share each layer.", metavar="N", panel=HARDWARE)] = 1,
-    data_parallel: Annotated[int, option("Copies of the model.", metavar="N", panel=HARDWARE)] = 1,
-    api_servers: Annotated[
-        int | None, option("Processes that take requests, for small models.", metavar="N", panel=HARDWARE)
+    serving: Serving,
+    python: Annotated[
+        Path | None,
+        option(
+            "The Python that has vLLM; by default SELFTRAIN_VLLM_PYTHON, else .venv-vllm.", panel=HARDWARE
+        ),
     ] = None,
-    gpu_memory: MemoryShare = None,
-    kv_cache_gib: Annotated[int, option("Memory for the cache on the CPU.", metavar="N", panel=HARDWARE)] = 1,
-    python: Python = None,
 ) -> None:
     """Start a vLLM server for the agents on this machine, until Ctrl-C.
 
@@ -117,21 +122,20 @@ def serve(
     """
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
-    options = vllm_command.ServeOptions(
-        name=name, host=host, port=port, allow_remote=allow_remote, images=images,
-        max_model_len=max_model_len, dtype=dtype, device=device, tensor_parallel=tensor_parallel,
-        data_parallel=data_parallel, api_servers=api_servers, gpu_memory=gpu_memory,
-        kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter),
-        api_key=os.environ.get(KEY_VARIABLE, ""), extra=flags or (),
+    asked = vllm_command.ServeOptions(
+        **serving._asdict(), adapters=_adapters(adapter), api_key=os.environ.get(KEY_VARIABLE, ""),
+        extra=flags or (),
     )  # fmt: skip
-    command = vllm_command.serve_command(interpreter.find_interpreter(python), model, options)
-    if allow_remote and not command.api_key:
-        echo(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
+    command = vllm_command.serve_command(interpreter.find_interpreter(python), model, asked)
+    if serving.allow_remote and not command.api_key:
+        echo(f"note: whoever reaches {serving.host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():
         try:
             with launch.serving(command, log=log, seconds=time_limit, report=echo) as (server, ready):
-                echo(_ready_line(ready))
-
+                echo(
+                    f"ready: {ready.endpoint} model {ready.model} ({ready.server}), context {ready.context},"
+                    f" images {ready.images}"
+                )
                 echo(_recipe_lines(server, ready))
                 server.wait()
         except KeyboardInterrupt:
@@ -168,8 +172,8 @@ def check(
 
 @app.command(epilog="Example: selftrain agents prompts recipe.toml --post 17 --only reviewer.first")
 def prompts(
-    recipe_file: Recipe,
-    overrides: Overrides,
+    recipe_file: options.Recipe,
+    overrides: options.Overrides,
     post: Annotated[
         str | None, option("Id of a post; by default the manifest's first.", metavar="ID")
     ] = None,
@@ -198,13 +202,6 @@ def prompts(
         for line in preview.lines():
             print(printable(line))
         echo(f"--- answer: {json.dumps(preview.request.schema)}\n")
-
-
-def _ready_line(ready: launch.Ready) -> str:
-    return (
-        f"ready: {ready.endpoint} model {ready.model} ({ready.server}), context {ready.context},"
-        f" images {ready.images}"
-    )
 
 
 def _recipe_lines(server: launch.Server, ready: launch.Ready) -> str:

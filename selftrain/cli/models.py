@@ -188,42 +188,34 @@ def filter_stream(
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
+    if precision is not None and recall is not None:
+        raise ServingError("--precision and --recall are given; expected one of the two")
     engine, named = workers.engine(), reading.named
     tolerance = reading.tolerance(streams.ANY_NUMBER)
     work = _at_work(model, engine, columns=named, tolerance=tolerance, max_pixels=max_pixels)
     opened = work.predictor
-    if precision is not None and recall is not None:
-        raise ServingError("--precision and --recall are given; expected one of the two")
-    measured = streams.validation_scores(opened, validation, named)
+    scores, left_out = streams.validation_scores(opened, validation, named)
     if precision is not None or recall is not None:
         kind: Literal["precision", "recall"] = "recall" if precision is None else "precision"
         goal = operating_points.Goal(kind, precision or recall or 0.0)
-        point = operating_points.find_threshold(measured.scores, goal)
+        point = operating_points.find_threshold(scores, goal)
     elif opened.threshold is None:
         raise ServingError(f"no threshold was set with {opened.name}: give --precision or --recall")
     else:
-        point = operating_points.point_at(measured.scores, opened.threshold)
-    for line in _threshold_lines(point, measured, opened.positive):
-        echo(line)
+        point = operating_points.point_at(scores, opened.threshold)
+    echo(f"posts pass from probability {point.threshold:.6f} of {opened.positive!r} on")
+    echo(
+        f"on {point.posts} validation posts, {point.positives} of them positive (95 % intervals):"
+        f" precision {point.precision}, recall {point.recall}"
+    )
+    if left_out:
+        echo(f"{left_out} rows of the validation posts could not be read or scored")
     counts = streams.filter_posts(
         work, source, sink, threshold=point.threshold, text_limit=text_limit, tell=echo
     )
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:
         echo(f"failures are listed in {sink}.quarantine.jsonl")
-
-
-def _threshold_lines(
-    point: operating_points.OperatingPoint, measured: streams.MeasuredPosts, positive: str
-) -> list[str]:
-    lines = [
-        f"posts pass from probability {point.threshold:.6f} of {positive!r} on",
-        f"on {point.posts} validation posts, {point.positives} of them positive (95 % intervals):"
-        f" precision {point.precision}, recall {point.recall}",
-    ]
-    if measured.left_out:
-        lines.append(f"{measured.left_out} rows of the validation posts could not be read or scored")
-    return lines
 
 
 @app.command(epilog="Example: selftrain export runs/mine --onnx model.onnx")

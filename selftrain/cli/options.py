@@ -42,8 +42,10 @@ def several(text: str, name: str, *, metavar: str, **more: Any) -> Any:  # noqa:
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command as typer takes it, which knows no groups: of each parameter that is a NamedTuple of
-    options, its fields; the parameter's default, if it has one, brings theirs."""
+    """Return a command as typer takes it, which knows no groups of options.
+
+    A parameter that is a NamedTuple of options becomes its fields; its default, if it has one, brings theirs.
+    """
     hints, groups, taken = get_type_hints(command, include_extras=True), {}, list[Parameter]()
     for one in signature(command).parameters.values():
         kind = hints[one.name]

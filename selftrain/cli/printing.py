@@ -11,7 +11,7 @@ from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +21,6 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.spreadsheet import escape
 from selftrain.errors import DataError
-from selftrain.store import atomic
 
 with deferred():
     from selftrain.report import left_out as quarantined
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from selftrain.serving.streams import ModelAtWork
 
 NARROWEST = 100  # columns of output that goes into a file
-_LISTED = 10
+_LISTED, _SOME = 10, 20
 
 
 def console() -> Console:
@@ -70,12 +69,12 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def print_some(lines: Sequence[str], most: int = 20, file: IO[str] | None = None) -> None:
+def print_some(lines: Sequence[str]) -> None:
     """Print the first lines, and how many more there are."""
-    for line in lines[:most]:
-        print(printable(line), file=file)
-    if len(lines) > most:
-        print(f"  and {len(lines) - most:,} more", file=file)
+    for line in lines[:_SOME]:
+        print(printable(line))
+    if len(lines) > _SOME:
+        print(f"  and {len(lines) - _SOME:,} more")
 
 
 def print_texts(lines: Iterable[Text]) -> None:
@@ -146,11 +145,7 @@ class _Printed:
 
 
 def check_target(target: str, *read: Path) -> None:
-    """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed.
-
-    Raises:
-        DataError: Its suffix names another format, it is a folder, or one of the files that are read.
-    """
+    """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed."""
     out = Path(target)
     if out.exists() and any(one.exists() and one.samefile(out) for one in read):
         raise DataError(f"{out} is a file that is read, and would be lost: name another for the output")
@@ -196,14 +191,6 @@ def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     for name, value in row.items():
         flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
     return flat
-
-
-def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
-    """Write what was left out into `file`; where nothing was, remove one of an earlier time."""
-    if left_out:
-        atomic.write_jsonl(file, left_out)
-    else:
-        file.unlink(missing_ok=True)
 
 
 def _escaped(record: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from selftrain.cli.commands import noun
 from selftrain.cli.options import DRAWING, argument, option
 from selftrain.cli.printing import echo, print_json, quoted
 from selftrain.errors import BudgetError, LedgerError
+from selftrain.store import atomic
 
 with deferred():
     from selftrain.review import labelling, ledger, sampling
@@ -187,7 +188,7 @@ def export(
         labelling.review_folder(run), hide_opinions=hide_opinions, everything=everything
     )
     if to == "csv":
-        review_export.write_csv(found.tasks, out)
+        atomic.write_text(out, review_export.to_csv(found.tasks))
         echo(f"{out}: {len(found.tasks):,} posts; fill in label and reviewer")
     else:
         config = review_export.write_label_studio(found, out, pictures=pictures, root=local_root)

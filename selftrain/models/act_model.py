@@ -24,16 +24,9 @@ from backbones.base import Backbone, Encodable
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, TrainingError
+from selftrain.models import predictor
 from selftrain.models.head import CLASSES_FORMAT, HeadClassifier, load_head
-from selftrain.models.predictor import (
-    ACT_FILE,
-    Prediction,
-    ValidationScores,
-    check_backbone,
-    from_probs,
-    in_chunks,
-    stored_validation,
-)
+from selftrain.models.run_predictor import encode
 from selftrain.store import checksums
 from selftrain.store.scores import FILE as SCORES
 from selftrain.store.scores import Scored, write_scores
@@ -106,23 +99,23 @@ class ACTModel:
         """What the backbone shrinks pictures to, where it tells."""
         return getattr(self.backbone, "picture_side", None)
 
-    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+    def predict(self, posts: Sequence[Post]) -> list[predictor.Prediction]:
         """See `selftrain.models.predictor.Predictor.predict`; TrainingError too without a backbone."""
-        return in_chunks(self._predict, posts, _CHUNK)
+        return predictor.in_chunks(self._predict, posts, _CHUNK)
 
-    def validation(self) -> ValidationScores | None:
+    def validation(self) -> predictor.ValidationScores | None:
         """Return the stored scores of the validation posts; None where none were stored."""
         if self.folder is None:
             return None
-        return stored_validation(self.folder, self.classes, self.positive)
+        return predictor.stored_validation(self.folder, self.classes, self.positive)
 
-    def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
+    def _predict(self, posts: Sequence[Post]) -> list[predictor.Prediction]:
         if self.backbone is None:
             raise TrainingError(_NO_BACKBONE)
-        encoded = self.backbone.encode(posts, batch_size=self.batch_size, workers=self.workers)
+        encoded = encode(self.backbone, posts, self.batch_size, self.workers)
         probs = self.classifier.probabilities(encoded.rows)
         reasons = {one.index: one.reason for one in encoded.failures}
-        return from_probs(posts, self.classes, probs, probs.argmax(1), reasons)
+        return predictor.from_probs(posts, self.classes, probs, probs.argmax(1), reasons)
 
     # ---- its folder -----------------------------------------------------------------------------------
 
@@ -155,16 +148,14 @@ class ACTModel:
         write_scores(folder, scored, self.classes)
         made = {name: checksums.digest_of(folder / name) for name in (MODEL_FILE, SCORES)}
         checksums.note(folder, made)
-        checksums.write_json(folder / ACT_FILE, {"classes": list(self.classes), **(record or {})})
+        checksums.write_json(folder / predictor.ACT_FILE, {"classes": list(self.classes), **(record or {})})
         return ACTModel(self.classifier, self.positive, self.backbone, folder, self.batch_size, self.workers)
 
     @classmethod
     def load(
         cls, folder: Path, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
     ) -> ACTModel:
-        """Load what `save` wrote, with its backbone: the one given, or made anew where the folder says how.
-
-        `device` is that of a backbone that is made anew, `workers` are threads that read pictures.
+        """Load what `save` wrote, with its backbone: the one given, or made anew, on `device`.
 
         Raises:
             RunStateError, RunMismatchError: No such folder, or a damaged one; another backbone.
@@ -180,7 +171,7 @@ class ACTModel:
         if backbone is None and choice.name:
             backbone = load_backbone(choice.name, **{**choice.options, "device": device})
         if backbone is not None and choice.fingerprint:
-            check_backbone(backbone, choice.fingerprint, folder)
+            predictor.check_backbone(backbone, choice.fingerprint, folder)
         return cls(classifier, positive, backbone, folder, workers=workers)
 
 
@@ -201,7 +192,7 @@ def rows_of(
         return np.ascontiguousarray(data, dtype=np.float32)
     if backbone is None:
         raise TrainingError(_NO_BACKBONE)
-    encoded = backbone.encode(data, batch_size=batch_size, workers=workers)
+    encoded = encode(backbone, data, batch_size, workers)
     if encoded.failures:
         first = encoded.failures[0]
         raise TrainingError(

@@ -2,7 +2,8 @@
 
 Posts are collated as they are needed; no feature is cached, since the features are what changes.
 
-Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a batch, ``D`` width of a row.
+Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a batch, ``D`` width of a row,
+``C`` classes set against the rest.
 """
 
 from __future__ import annotations
@@ -23,20 +24,18 @@ from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.models import finetune_network
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.finetune_network import (
-    FinetunedClassifier,
-    Mode,
-    Network,
-    NetworkShape,
-    Precision,
-    load_finetuned,
-)
-from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import ADVICE, HeadKind, HeadSettings, fit_scaling, train_head
 from selftrain.models.metrics import evaluate
-from selftrain.models.train_loop import EpochResult, StepLoss, best_epoch, train_epochs, warm_up_schedule
-from selftrain.models.training_log import TrainingLog
+from selftrain.models.train_loop import (
+    EpochResult,
+    StepLoss,
+    TrainingLog,
+    best_epoch,
+    train_epochs,
+    warm_up_schedule,
+)
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
@@ -75,7 +74,7 @@ class FineTuner:
 
     make_backbone: Callable[[], Backbone] | None = None
     _: KW_ONLY
-    mode: Mode = "full"
+    mode: finetune_network.Mode = "full"
     head: HeadKind = "mlp"
     hidden: int = 32
     dropout: float = 0.3
@@ -86,7 +85,7 @@ class FineTuner:
     weight_decay: float = 0.01
     lora_rank: int = 16
     lora_alpha: int = 32
-    precision: Precision = "auto"
+    precision: finetune_network.Precision = "auto"
     gradient_checkpointing: bool = False
     evaluation_batch: int = 64
     workers: int = 0
@@ -95,11 +94,11 @@ class FineTuner:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        self.architecture = NetworkShape(
+        self.architecture = finetune_network.NetworkShape(
             self.mode, self.head, self.hidden, self.dropout, self.lora_rank, self.lora_alpha
         )
-        self._network: Network | None = None
-        self._holds: FinetunedClassifier | None = None  # whose weights the network has
+        self._network: finetune_network.Network | None = None
+        self._holds: finetune_network.FinetunedClassifier | None = None  # whose weights the network has
         self._pretrained = ""
 
     def for_run(self, run: RunContext) -> FineTuner:
@@ -114,8 +113,8 @@ class FineTuner:
         loss: ClassLoss,
         seed: int,
         where: str,
-        start: FinetunedClassifier | None,
-    ) -> FinetunedClassifier:
+        start: finetune_network.FinetunedClassifier | None,
+    ) -> finetune_network.FinetunedClassifier:
         """Train from the pretrained backbone, or on from `start`; keep the epoch of the best macro-F1.
 
         See `Trainer.fit`; the corpus's feature table is not read, and the loss is computed batch by batch.
@@ -148,12 +147,12 @@ class FineTuner:
             curve = self._descend(best, batches.steps, where)
         self._network = network
         calibration = fit_calibration(best.raw[:, corpus.columns], corpus.labels[corpus.validation])
-        return FinetunedClassifier(
+        return finetune_network.FinetunedClassifier(
             best.weights, shape, network.pretrained, calibration, curve, best_epoch(curve).epoch
         )
 
     def logits(
-        self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
+        self, model: finetune_network.FinetunedClassifier, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
         """See `Trainer.logits`; RunStateError: the model does not belong to this backbone."""
         size = _CHUNK * self.evaluation_batch
@@ -166,12 +165,14 @@ class FineTuner:
                 raw = network.classify(network.encode(posts, self.evaluation_batch, self.workers).rows)
             yield part, model.calibration(raw)
 
-    def calibrate(self, model: FinetunedClassifier, calibration: Calibration) -> FinetunedClassifier:
+    def calibrate(
+        self, model: finetune_network.FinetunedClassifier, calibration: Calibration
+    ) -> finetune_network.FinetunedClassifier:
         return replace(model, calibration=calibration)
 
-    def load(self, file: Path) -> FinetunedClassifier:
+    def load(self, file: Path) -> finetune_network.FinetunedClassifier:
         """See `Trainer.load`; trained from another backbone is another kind too."""
-        model = load_finetuned(file)[0]
+        model = finetune_network.load_finetuned(file)[0]
         with _memory_advice(str(file), self._advice()):
             self._ready(model)
         return model
@@ -198,11 +199,11 @@ class FineTuner:
 
     # ---- networks -----------------------------------------------------------------------------------
 
-    def _build(self, architecture: NetworkShape) -> Network:
+    def _build(self, architecture: finetune_network.NetworkShape) -> finetune_network.Network:
         """A network on a new pretrained backbone; the one held until now is let go first."""
         self._network = self._holds = None
         assert self.make_backbone is not None, "`for_run` gives it"
-        network = Network(self.make_backbone(), architecture, self.precision)
+        network = finetune_network.Network(self.make_backbone(), architecture, self.precision)
         if self._pretrained not in ("", network.pretrained):
             raise TrainingError(
                 f"make_backbone gave fingerprint {network.pretrained[:12]}, before {self._pretrained[:12]}:"
@@ -216,7 +217,7 @@ class FineTuner:
             switch(True)
         return network
 
-    def _ready(self, model: FinetunedClassifier) -> Network:
+    def _ready(self, model: finetune_network.FinetunedClassifier) -> finetune_network.Network:
         """The network with this model's weights in it."""
         network = self._network
         if network is not None and self._holds is model:
@@ -232,7 +233,7 @@ class FineTuner:
 
     def _begin_head(
         self,
-        network: Network,
+        network: finetune_network.Network,
         corpus: Corpus,
         training: TrainingSet,
         *,
@@ -255,7 +256,9 @@ class FineTuner:
         )  # fmt: skip
         network.attach(probe.head)
 
-    def _rows(self, network: Network, corpus: Corpus, positions: IntArray, where: str) -> Float32Array:
+    def _rows(
+        self, network: finetune_network.Network, corpus: Corpus, positions: IntArray, where: str
+    ) -> Float32Array:
         """Feature rows [n, D] of posts none of which may be missing."""
         posts = [corpus.posts[position] for position in positions]
         encoded = network.encode(posts, self.evaluation_batch, self.workers)
@@ -276,11 +279,57 @@ class FineTuner:
         )
 
 
+class GroupBatches:
+    """Deals the posts of each group, of groups [M, C], evenly over the batches of an epoch.
+
+    A batch without a group would take that group's mean for 0, so that a small group would be learned from
+    now and then, with the weight of a whole risk, and forgotten in between. Here every batch holds at least
+    one post of each group, and each group's share of a batch is its share of the posts, to within one post.
+    Every post occurs at least once an epoch; a group with fewer posts than there are batches goes round. The
+    `steps` of an epoch are as few as keep each within the batch size.
+
+    TrainingError: no posts, or a batch too small to hold one of each group.
+    """
+
+    def __init__(self, groups: IntArray, batch_size: int, seed: int) -> None:
+        kinds, kind = np.unique(groups, axis=0, return_inverse=True)
+        self._members = [np.flatnonzero(kind.reshape(-1) == one) for one in range(len(kinds))]
+        self._seed = seed
+        if not self._members:
+            raise TrainingError("there are no posts to train on")
+        if batch_size < len(self._members):
+            raise TrainingError(
+                f"a batch of {batch_size} cannot hold posts of all {len(self._members)} groups (labelled and"
+                f" agreed of each class, divergent): set classifier.batch_size to at least"
+                f" {len(self._members)}"
+            )
+        sizes = np.array([len(members) for members in self._members])
+        steps = -(-int(sizes.sum()) // batch_size)
+        while (-(-sizes // steps)).sum() > batch_size:
+            steps += 1
+        self.steps = steps
+
+    def epoch(self, number: int) -> list[IntArray]:
+        """Return the batches of an epoch, indices [n] into the training posts, by seed and number alone."""
+        generator = np.random.default_rng([self._seed, number])
+        dealt = [self._deal(members, generator) for members in self._members]
+        return [np.concatenate(parts) for parts in zip(*dealt, strict=True)]
+
+    def _deal(self, members: IntArray, generator: np.random.Generator) -> list[IntArray]:
+        """Deal one group's posts, shuffled, in `steps` runs whose lengths differ by one at most."""
+        order = generator.permutation(members)
+        while len(order) < self.steps:
+            order = np.concatenate([order, generator.permutation(members)])
+        if len(members) < self.steps:
+            order = order[: self.steps]
+        return np.array_split(order, self.steps)
+
+
 @dataclass(eq=False)
 class _NetworkStepper:
     """A `Stepper` of a whole network, trained in place: every group in a batch, gradients clipped."""
 
-    model: Network
+    model: finetune_network.Network
     corpus: Corpus
     training: TrainingSet
     groups: GroupBatches  # of `training`
@@ -333,7 +382,7 @@ class _NetworkStepper:
         return ADVICE
 
 
-def _check_origin(network: Network, model: FinetunedClassifier) -> None:
+def _check_origin(network: finetune_network.Network, model: finetune_network.FinetunedClassifier) -> None:
     if model.pretrained != network.pretrained:
         raise RunStateError(
             f"the model was trained from a backbone with fingerprint {model.pretrained[:12]}, this one"

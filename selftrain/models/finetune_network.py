@@ -44,12 +44,10 @@ class NetworkShape(NamedTuple):
 class Network(nn.Module):
     """Backbone and head; ``forward(inputs)`` gives raw logits [B, K], float32.
 
-    The backbone, freshly built, is `source`, which collates and encodes; its fingerprint before anything
-    was adapted or trained is `pretrained`. The head, on its device, is None until `attach` or `put`. A
+    The backbone, freshly built, is `source`, which collates and encodes; its fingerprint before anything was
+    adapted or trained is `pretrained`. The head, on its device, is None until `attach` or `put`. A
     `precision` of "auto" multiplies in bfloat16 on a GPU that has it, else in float32. Weights stay float32.
-
-    Raises:
-        TrainingError: Adapters are asked for and the backbone names no place for them.
+    TrainingError: adapters are asked for and the backbone names no place for them.
     """
 
     def __init__(self, backbone: Backbone, architecture: NetworkShape, precision: Precision = "auto") -> None:

@@ -264,14 +264,8 @@ def fit_head(
     Full batches: every group's mean is over the whole group, as the risks are written, and a few thousand
     rows are one small matrix product.
 
-    Args:
-        rows, loss: Rows [M, D], and the loss of their logits [M, K].
-        validation_rows, validation_labels: [V, D] and [V] classes.
-        scaling: Of the rows; a head given as `start` keeps its own.
-        seed: Of the initial weights and of dropout.
-        classes: K names; none for a head that computes one logit for two.
-        start: Go on from this head rather than from new weights.
-        where: Said in an error ("round 3").
+    Of rows [M, D] and [V, D]; `loss` is that of the logits [M, K]. Without K `classes` the head computes one
+    logit for two. It goes on from `start`, with that head's scaling, rather than from new weights.
 
     Raises:
         NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.

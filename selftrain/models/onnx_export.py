@@ -38,14 +38,12 @@ def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> tuple[s
     The whole graph takes what `collate` of `MiniLMEfficientNet` gives: ids and mask [N, L], text_rows [N],
     pixels [M, 3, H, W], image_rows [M], size []. There has to be one text at least; where no post has one,
     any token with text_rows -1 belongs to no post. The head alone (`head_only`) takes features [B, D]. Both
-    give calibrated logits [B, K] and probabilities [B, K], in the order of the metadata's classes.
-
-    Adapters are merged into the weights that they stand beside. The file is replaced in one step.
+    give calibrated logits [B, K] and probabilities [B, K], in the order of the metadata's classes. Adapters
+    are merged into the weights that they stand beside.
 
     Raises:
         ServingError: The extra `onnx` is missing, or the backbone cannot be exported.
         RunStateError, RunMismatchError, BackboneError: See `RunPredictor.load`.
-        StorageError: The disk is full or refuses.
     """
     try:
         import onnx  # noqa: F401 -- found missing before minutes of work, not after

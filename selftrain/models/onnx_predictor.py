@@ -30,13 +30,9 @@ FORMAT = "selftrain-onnx-1"
 
 
 class OnnxPredictor:
-    """The whole classifier out of one file; it predicts as the run that was exported does.
+    """The whole classifier out of one file of `selftrain export`; it predicts as the exported run does.
 
-    The file is as `selftrain export` wrote it, not the head alone; `threads` are of one call, 0: the
-    runtime's choice.
-
-    Raises:
-        ServingError: No file of that kind, or onnxruntime is not installed.
+    `threads` are of one call, 0: the runtime's choice. ServingError: no file of that kind, or no onnxruntime.
     """
 
     kind = "classifier"

@@ -28,23 +28,15 @@ DECIMALS = 6
 
 
 class Prediction(NamedTuple):
-    """What a model makes of one post.
+    """What a model makes of one post."""
 
-    Attributes:
-        id: Of the post.
-        label: The class that is decided on; empty where `reason` says why there is none.
-        probs: Class -> probability; they sum to 1.
-        process: Question -> answer -> probability; empty for a model that is asked no questions.
-        answers: Question -> the answer that is decided on.
-        reason: Why the post has no prediction; empty for one that has.
-    """
-
-    id: str
-    label: str = ""
-    probs: Mapping[str, float] = {}
+    id: str  # of the post
+    label: str = ""  # the class that is decided on; empty where `reason` says why there is none
+    probs: Mapping[str, float] = {}  # class -> probability; they sum to 1
+    # question -> answer -> probability; empty for a model that is asked no questions
     process: Mapping[str, Mapping[str, float]] = {}
-    answers: Mapping[str, str] = {}
-    reason: str = ""
+    answers: Mapping[str, str] = {}  # question -> the answer that is decided on
+    reason: str = ""  # why the post has no prediction; empty for one that has
 
     def to_json(self) -> Json:
         """Return what files and answers have of a post with a label: all but its id, in six decimals."""

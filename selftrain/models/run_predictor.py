@@ -24,18 +24,11 @@ from selftrain.data.features import extract_features
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
 from selftrain.errors import RunStateError, TrainingError
+from selftrain.models import predictor
 from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.finetune_network import Network, load_finetuned
 from selftrain.models.head import FORMATS, Head, load_head, logits_of
 from selftrain.models.model_file import read_format
-from selftrain.models.predictor import (
-    Prediction,
-    ValidationScores,
-    check_backbone,
-    from_probs,
-    in_chunks,
-    stored_validation,
-)
 from selftrain.models.pretrained import build_backbone, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import numbered
@@ -84,13 +77,13 @@ class RunPredictor:
         if read_format(file) in FORMATS:
             backbone, network = build_backbone(recipe), None
             pretrained = folder.environment().identity["backbone"]
-            check_backbone(backbone, pretrained, folder.path)
+            predictor.check_backbone(backbone, pretrained, folder.path)
             trained, header = load_head(file)
             head, calibration = trained.head, trained.calibration
         else:
             tuned, header = load_finetuned(file)
             backbone, pretrained = finetuning_backbone(recipe), tuned.pretrained
-            check_backbone(backbone, pretrained, folder.path)
+            predictor.check_backbone(backbone, pretrained, folder.path)
             network = Network(backbone, tuned.architecture)
             network.put(tuned.weights)
             network.eval()
@@ -123,53 +116,59 @@ class RunPredictor:
         """What the backbone shrinks pictures to, where it tells."""
         return getattr(self.backbone, "picture_side", None)
 
-    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+    def predict(self, posts: Sequence[Post]) -> list[predictor.Prediction]:
         """See `Predictor.predict`; raises CacheError too where features are cached."""
         if not self.cached:
-            return in_chunks(self._predict, posts, _CHUNK)
+            return predictor.in_chunks(self._predict, posts, _CHUNK)
         section = self.recipe.backbone
         table = extract_features(
             posts, self.backbone, cache_folder(section),
             batch_size=section.batch_size, workers=section.workers, progress=self.progress,
         )  # fmt: skip
-        found: list[Prediction] = []
+        found: list[predictor.Prediction] = []
         for positions, rows in table.chunks(_CACHED_CHUNK):
             part = [posts[position] for position in positions]
             reasons = {i: table.failed[post.id] for i, post in enumerate(part) if post.id in table.failed}
             found += self._from_rows(part, rows, reasons)
         return found
 
-    def validation(self) -> ValidationScores | None:
+    def validation(self) -> predictor.ValidationScores | None:
         """Return the best round's; None for a run that is older than the file they are in."""
-        return stored_validation(self.file.parent, numbered(self.classes), self.positive)
+        return predictor.stored_validation(self.file.parent, numbered(self.classes), self.positive)
 
     def encode(self, posts: Sequence[Encodable]) -> Encoded:
         """Compute feature rows [B, D], not cached; NaN, and a reason, for posts that cannot be encoded."""
         section = self.recipe.backbone
-        try:
-            with nullcontext() if self.network is None else self.network.autocast():
-                return self.backbone.encode(posts, batch_size=section.batch_size, workers=section.workers)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"the device ran out of memory over {len(posts)} posts: free some of it, or choose another"
-                " device"
-            ) from error
+        with nullcontext() if self.network is None else self.network.autocast():
+            return encode(self.backbone, posts, section.batch_size, section.workers)
 
     def classify(self, rows: Float32Array) -> Float32Array:
         """Return calibrated logits [B, K] for feature rows [B, D], in the order of `classes`."""
         logits = self.calibration(logits_of(self.head, rows))
         return np.roll(logits, 1, axis=1)  # the loop numbers the positive class last
 
-    def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
+    def _predict(self, posts: Sequence[Post]) -> list[predictor.Prediction]:
         encoded = self.encode(posts)
         return self._from_rows(posts, encoded.rows, {one.index: one.reason for one in encoded.failures})
 
     def _from_rows(
         self, posts: Sequence[Post], rows: Float32Array, reasons: dict[int, str]
-    ) -> list[Prediction]:
+    ) -> list[predictor.Prediction]:
         logits = self.classify(rows)
         # by the logits, as the loop does: probabilities next to each other may round to the same
-        return from_probs(posts, self.classes, probabilities(logits), decide(logits, self.cut), reasons)
+        return predictor.from_probs(
+            posts, self.classes, probabilities(logits), decide(logits, self.cut), reasons
+        )
+
+
+def encode(backbone: Backbone, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
+    """Compute feature rows [B, D]; TrainingError: the device is out of memory."""
+    try:
+        return backbone.encode(posts, batch_size=batch_size, workers=workers)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory over {len(posts)} posts: free some of it, or choose another device"
+        ) from error
 
 
 def stored_recipe(folder: RunFolder) -> Recipe:

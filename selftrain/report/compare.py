@@ -134,9 +134,6 @@ def to_json(comparison: Comparison) -> Json:
     }  # fmt: skip
 
 
-# ---- the page ---------------------------------------------------------------------------------------
-
-
 def render_comparison(comparison: Comparison) -> str:
     """Return the page as HTML; it needs no script."""
     points = [

@@ -20,7 +20,7 @@ from selftrain.agentps.dataset import FINAL, question_set
 from selftrain.data.run_posts import TaskWords
 from selftrain.data.task import Task, load_task
 from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
-from selftrain.models.training_log import LOSSES
+from selftrain.models.train_loop import LOSSES
 from selftrain.report.case_table import gather_cases
 from selftrain.report.left_out import QUARANTINED, LeftOutRow, Quarantine
 from selftrain.report.model_records import (

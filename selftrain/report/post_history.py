@@ -50,9 +50,6 @@ class JudgedPosts:
         return found
 
 
-# ---- one post, or one kind of verdict -----------------------------------------------------------------
-
-
 class Chapter(NamedTuple):
     """One round in which a post was a candidate; the verdicts of a round that was not kept did not count."""
 
@@ -79,11 +76,7 @@ class PostHistory(NamedTuple):
 
 
 def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHistory:
-    """Read what became of a post in all finished rounds, or in one of them.
-
-    Raises:
-        RunStateError: The post was no candidate there, the round is not finished, or this is no run folder.
-    """
+    """Read what became of a post that was a candidate in all finished rounds, or in one of them."""
     chapters, seen = [], dict[str, None]()
     for one in select_rounds(folder, number):
         for verdict in folder.verdicts(one.number):

@@ -21,7 +21,7 @@ from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.report.status import RunStatus, Summary, score, status_after, summarise
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
-from selftrain.review.estimates import ReviewedBatch, percent, reviewed_batches
+from selftrain.review.estimates import ReviewedBatch, reviewed_batches
 from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, replay, total_cost
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
@@ -184,7 +184,6 @@ def render(page: RunPage) -> str:
     values = page._asdict() | {
         "roles": list(dict.fromkeys([*page.trust.agents, *page.behaviour])),
         "cost_names": COST_NAMES,
-        "error_percent": percent,
         "curve": charts.rounds_curve([charts.RoundPoint(r.number, r.kept, *score(r)[:2]) for r in rounds])
         if rounds
         else None,

@@ -104,9 +104,12 @@ def _why_stopped(folder: RunFolder, state: LoopState) -> str | None:
 
 def missing_reviews(folder: RunFolder) -> str | None:
     """Return what people have still to review before the run can go on, and where; None: nothing."""
-    if not (folder.recipe().get("human") or {}).get("budget") or why_stopped(folder) is not None:
-        return None
-    waiting = waiting_for(folder)
+    return _missing(folder, why_stopped(folder))
+
+
+def _missing(folder: RunFolder, stopped: str | None) -> str | None:
+    asks = (folder.recipe().get("human") or {}).get("budget")
+    waiting = waiting_for(folder) if asks and stopped is None else None
     return str(waiting) if waiting is not None and waiting.open else None
 
 
@@ -142,7 +145,7 @@ def run_status(folder: RunFolder) -> RunStatus:
 
 def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResult]) -> RunStatus:
     """Return where the run stands after its finished rounds, which led to `state`; without the posterior."""
-    environment = folder.environment()
+    environment, stopped = folder.environment(), _why_stopped(folder, state) if rounds else None
     return RunStatus(
         path=str(folder.path),
         recipe=environment.recipe,
@@ -151,8 +154,8 @@ def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResu
         best_round=state.best_round if rounds else None,
         held=is_held(folder),
         last=rounds[-1] if rounds else None,
-        stopped=_why_stopped(folder, state) if rounds else None,
-        waiting=missing_reviews(folder) if rounds else None,
+        stopped=stopped,
+        waiting=_missing(folder, stopped) if rounds else None,
     )
 
 

@@ -172,12 +172,13 @@ def _index(shown: Sequence[_Shown], names: _Names, outcomes: Mapping[int, str]) 
     Of `changed` and `failed` bit i is set where agent number i did so.
     """
     verdicts = [one.verdict for one in shown]
+    texts = [one.post.text if one.post else "" for one in shown]
     by_agent = [{names.agent(role): said for role, said in one.by_agent().items()} for one in verdicts]
     columns: Json = {
         "rounds": {str(number): outcome for number, outcome in outcomes.items()},
         "round": [one.round for one in shown],
         "id": [printable(one.post_id) for one in verdicts],
-        "snippet": [_snippet(one.post) for one in shown],
+        "snippet": [cut_text(" ".join(text[: 4 * SNIPPET].split()), SNIPPET) for text in texts],
         "consistent": [int(one.consistent) for one in verdicts],
         "label": [names.label(one.classifier_label) for one in verdicts],
         "probability": [round(one.classifier_probability, 4) for one in verdicts],
@@ -191,7 +192,3 @@ def _index(shown: Sequence[_Shown], names: _Names, outcomes: Mapping[int, str]) 
         "classes": list(map(printable, names.classes)),
         "agents": list(map(printable, names.agents)),
     }
-
-
-def _snippet(post: FoundPost | None) -> str:
-    return cut_text(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET) if post else ""

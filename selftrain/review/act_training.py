@@ -122,22 +122,19 @@ def train_on_reviews(
     seed: int = 0,
     progress: bool = False,
 ) -> ACTTraining:
-    """Train with the ACT loss on people's labels in a folder's reviews, and write the model.
+    """Train with the ACT loss on people's labels in a folder's reviews of a labelling or a run, and save.
 
     Args:
-        path: A labelling's folder, or a run's.
-        out: The model's folder.
         validation, test: Manifests of trusted labels; None: of a run, its own splits; of a labelling, half
             of the labels that its manifest had validates, and nothing is tested on.
         backbone, classifier: None: of a run, its recipe's; of a labelling, the defaults of recipes.
         power: lambda of the loss.
         seed: Of the split, the initial weights and dropout.
-        progress: Draw a bar over features.
 
     Raises:
         TrainingError: Nobody has reviewed yet, nothing to validate on, or a review that hands out the likely
             errors first and is not finished.
-        RunStateError, RunMismatchError, LedgerError: The folder cannot be used, or its posts have changed.
+        RunMismatchError: The folder's posts have changed.
         ManifestError, TaskError, SplitError, QuarantineError: The data cannot be used.
     """
     folder = review_folder(path)

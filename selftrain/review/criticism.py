@@ -88,11 +88,7 @@ def _annotation(verdict: Verdict, label: str) -> Annotation:
 
 
 def estimates_of(given: Sequence[Criticism], remedy: str) -> list[float | None]:
-    """Return the error estimate of each label, None where the criticizer has none.
-
-    Raises:
-        BudgetError: It has none at all, with what to do: a draw would be blind.
-    """
+    """Return the error estimate of each label, None where there is none; a BudgetError if none has one."""
     if all(one.error is None for one in given):
         raise BudgetError(
             f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"

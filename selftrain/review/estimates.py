@@ -102,11 +102,8 @@ def label_errors(found: BatchOutcome) -> LabelErrors:
             " --order sampled"
         )
     arrays = (found.errors, found.inclusion, found.reviewed, found.wrong)
-    parts = label_error_by(*arrays, found.parts) if any(found.parts) else {}
-    return LabelErrors(label_error(*arrays), label_error_by(*arrays, found.machine), parts)
-
-
-# ---- batch by batch -------------------------------------------------------------------------------------
+    parts = label_error_by(found.parts, *arrays) if any(found.parts) else {}
+    return LabelErrors(label_error(*arrays), label_error_by(found.machine, *arrays), parts)
 
 
 class ReviewedBatch(NamedTuple):
@@ -179,13 +176,7 @@ def newest_estimate(batches: list[ReviewedBatch]) -> str | None:
     for one in ([one for one in known if one.audit] or known)[-1:]:
         assert one.errors is not None
         what = "pseudo-labels" if one.audit else "divergent posts' labels, had the machines decided"
-        return (
-            f"wrong {what}: {percent(one.errors.all)} [95 % interval], {one.name}: {one.answered:,} of"
-            f" {one.posts:,} reviewed"
-        )
+        share = one.errors.all.interval.per_cent()
+        reviewed = f"{one.answered:,} of {one.posts:,} reviewed"
+        return f"wrong {what}: {share} [95 % interval], {one.name}: {reviewed}"
     return None
-
-
-def percent(error: ErrorEstimate) -> str:
-    """Return value and interval in per cent."""
-    return error.interval.per_cent()

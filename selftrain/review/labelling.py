@@ -45,13 +45,7 @@ FEWEST = 0.5
 def read_posts(
     manifest: Path, task: Task, columns: Mapping[str, str] | None = None, tolerance: Tolerance | None = None
 ) -> Sequence[Post]:
-    """Read a manifest, by default with the tolerance for bad rows that recipes have.
-
-    `columns` says which column holds a field, where that is called otherwise.
-
-    Raises:
-        ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
-    """
+    """Read a manifest, by default with the tolerance for bad rows that recipes have."""
     report = read_manifest(manifest, task, columns=columns, videos=False)
     report.enforce(tolerance or Tolerance())
     return report.posts
@@ -69,7 +63,6 @@ def read_labelled(
     """Return at most `count` labelled posts, drawn by the seed, and how many posts have no label.
 
     Raises:
-        ManifestError, QuarantineError: As `read_posts`.
         BudgetError: Fewer than two labelled posts, or asked for.
     """
     posts = read_posts(manifest, task, columns, tolerance)
@@ -201,7 +194,6 @@ def annotate_pool(
     Raises:
         BudgetError: Most posts got no machine label, no label an estimate, or the budget cannot be spent.
         AgentError: Nobody can be asked, or the token cap is reached.
-        LedgerError, StorageError: The folder cannot be used.
     """
     # --- a label of a machine for every post that it can read
     runner, annotator = annotating

@@ -95,9 +95,7 @@ class ReviewLedger(LedgerReader):
         seed: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> ReviewLedger:
-        """Create an empty ledger; or open the one that is there, when it was made with the same settings.
-
-        See `LedgerSettings` for the arguments.
+        """Create an empty ledger of `LedgerSettings`; or open the one that is there, made with the same ones.
 
         Raises:
             BudgetError: A setting outside its range.
@@ -112,8 +110,8 @@ class ReviewLedger(LedgerReader):
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = connect(path)
             try:
-                with changing(connection):
-                    _create(connection, path, settings.to_json())
+                with changing(connection, clock) as change:
+                    _create(change, connection, path, settings.to_json())
             finally:
                 connection.close()
         return cls(path, clock=clock)
@@ -123,20 +121,18 @@ class ReviewLedger(LedgerReader):
     def allow(self, purpose: str, posts: int) -> None:
         """Allow so many posts beyond the budget of creation; the same purpose again replaces the number.
 
-        That makes it safe to repeat for whoever was killed.
-
         Raises:
             BudgetError: Fewer than 0, or fewer in all than are in the ledger already.
         """
-        with self._change() as connection:
-            others = sum((allowances(connection) | {purpose: 0}).values())
-            entered, budget = _entered(connection), self.base_budget + others + posts
+        with self._change() as change:
+            others = sum((allowances(self._connection) | {purpose: 0}).values())
+            entered, budget = change.entered(), self.base_budget + others + posts
             if posts < 0 or budget < entered:
                 raise BudgetError(
                     f"{posts:,} posts allowed for {purpose!r} would make a budget of {budget:,}:"
                     f" {entered:,} are in the ledger already"
                 )
-            _set_value(connection, ALLOWED + purpose, posts)
+            change.set_value(ALLOWED + purpose, posts)
 
     def add(
         self, batch: str, items: Sequence[ReviewItem], order: Sequence[str], *, likeliest_first: bool = False
@@ -144,13 +140,8 @@ class ReviewLedger(LedgerReader):
         """Put a batch of posts into the ledger, those of them in `order` to be reviewed.
 
         All posts that the sample was drawn from are kept, not the sample alone: estimates need them. The same
-        batch again changes nothing, so that whoever was killed may simply repeat the call.
-
-        Args:
-            batch: Its name, for instance a round's.
-            items: The posts that the sample was drawn from, once each.
-            order: Ids of the posts to review, in the order in which they are handed out.
-            likeliest_first: Whether that order is by falling e, not at random: no estimate of a part then.
+        batch again changes nothing, so that whoever was killed may simply repeat the call. `likeliest_first`
+        says that the order is by falling e, not at random: no estimate of a part then.
 
         Raises:
             BudgetError: More posts than the budget has left, an id twice or unknown, a post of `order` with
@@ -160,8 +151,8 @@ class ReviewLedger(LedgerReader):
         check_batch(items, order, self.classes)
         material = json.dumps([[list(item) for item in items], list(order)], separators=(",", ":"))
         digest = hashlib.sha256(material.encode()).hexdigest()
-        with self._change() as connection:
-            known = connection.execute("SELECT digest FROM batches WHERE name = ?", (batch,)).fetchone()
+        with self._change() as change:
+            known = change.execute("SELECT digest FROM batches WHERE name = ?", (batch,)).fetchone()
             if known is not None and known[0] == digest:
                 return
             if known is not None:
@@ -169,16 +160,16 @@ class ReviewLedger(LedgerReader):
                     f"{self.path} holds a batch {batch!r} of other posts (digest {known[0][:12]}, now"
                     f" {digest[:12]}): give the new one another name"
                 )
-            check_room(connection, order, self.budget)
-            connection.execute("INSERT INTO batches VALUES (?, ?, ?)", (batch, digest, self._clock()))
+            change.check_room(order, self.budget)
+            change.execute("INSERT INTO batches VALUES (?, ?, ?)", (batch, digest, change.now))
             if likeliest_first:
-                _set_value(connection, LIKELIEST_FIRST + batch, True)
-            (begin,) = connection.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM posts").fetchone()
+                change.set_value(LIKELIEST_FIRST + batch, True)
+            (begin,) = change.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM posts").fetchone()
             places = {post_id: begin + number for number, post_id in enumerate(order)}
             # which posts two people review: drawn by the seed, the same in any process
             chosen = random.Random(f"{self.seed}/{batch}")
             doubled = set(chosen.sample(sorted(order), round(self.double_annotation_rate * len(order))))
-            connection.executemany(
+            change.executemany(
                 "INSERT INTO posts (batch, post_id, machine_label, error, inclusion, part, place, doubled,"
                 " open) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -196,17 +187,16 @@ class ReviewLedger(LedgerReader):
         Who holds a post gets the same one again, its lease renewed: a page may be reloaded. Posts that the
         reviewer skipped come again when nothing else is left.
         """
-        with self._change(reviewer) as connection:
-            now = self._clock()
-            expires = now + self.lease_seconds
-            slot = connection.execute(
+        with self._change(reviewer) as change:
+            expires = change.now + self.lease_seconds
+            slot = change.execute(
                 "UPDATE reviews SET expires = ? WHERE reviewer = ? AND label IS NULL RETURNING post_id, slot",
                 (expires, reviewer),
             ).fetchone()
             if slot is None:
-                _give_back(connection, "expires <= ?", now)
-                slot = _take_free(connection, reviewer, expires)
-            return None if slot is None else _assignment(connection, slot[0], slot[1], expires)
+                change.give_back("expires <= ?", change.now)
+                slot = change.take_free(reviewer, expires)
+            return None if slot is None else change.assignment(slot[0], slot[1], expires)
 
     def decide(self, reviewer: str, post_id: str, label: str, *, browser: str = "") -> None:
         """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.
@@ -221,8 +211,8 @@ class ReviewLedger(LedgerReader):
         """
         if label not in (*self.classes, UNSURE):
             raise DecisionError(f"label {label!r} for {post_id!r}: expected one of {[*self.classes, UNSURE]}")
-        with self._change(reviewer) as connection:
-            row = _review_of(connection, post_id, reviewer)
+        with self._change(reviewer) as change:
+            row = change.review_of(post_id, reviewer)
             if row is None:
                 raise DecisionError(
                     f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
@@ -233,22 +223,21 @@ class ReviewLedger(LedgerReader):
                     f"{reviewer!r} has decided {row[0]!r} on post {post_id!r}, now {label!r}: undo that first"
                 )
             if row[0] is None:
-                now = self._clock()
-                _settle(connection, reviewer, post_id, label, now)
-                log(connection, now, "decide", reviewer, post_id, label=label)
+                change.settle(reviewer, post_id, label)
+                change.log("decide", reviewer, post_id, label)
                 if browser:
-                    connection.execute(CREATE_MAKERS)
+                    change.execute(CREATE_MAKERS)
                     made = "INSERT OR REPLACE INTO makers VALUES (?, ?, ?)"
-                    connection.execute(made, (post_id, reviewer, browser))
+                    change.execute(made, (post_id, reviewer, browser))
 
     def skip(self, reviewer: str, post_id: str) -> None:
         """Give a post back undecided; others may take it, this reviewer sees it last. Spends nothing."""
-        with self._change(reviewer) as connection:
-            if not _give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
+        with self._change(reviewer) as change:
+            if not change.give_back("post_id = ? AND reviewer = ?", post_id, reviewer):
                 raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
-            now = self._clock()
-            connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
-            log(connection, now, "skip", reviewer, post_id)
+            skipped = "INSERT OR REPLACE INTO skips VALUES (?, ?, ?)"
+            change.execute(skipped, (post_id, reviewer, change.now))
+            change.log("skip", reviewer, post_id)
 
     def undo(self, reviewer: str, *, browser: str = "") -> Assignment | None:
         """Take this reviewer's latest decision back: the post is theirs again; None when there is none.
@@ -258,55 +247,61 @@ class ReviewLedger(LedgerReader):
         Raises:
             DecisionError: A `browser` is named, and the decision was not made in it: anybody can type a name.
         """
-        with self._change(reviewer) as connection:
-            row = connection.execute(
-                "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
-                " ORDER BY decided DESC, rowid DESC LIMIT 1",
-                (reviewer,),
-            ).fetchone()
-            if row is None:
+        with self._change(reviewer) as change:
+            latest = self.latest(reviewer)
+            if latest is None:
                 return None
-            post_id, slot, label = row
-            if browser and not _made_in(connection, post_id, reviewer, browser):
+            post_id, slot, _, label, _ = latest
+            if browser and not change.made_in(browser, post_id, reviewer):
                 raise DecisionError(
                     f"the decision of {reviewer!r} on post {post_id!r} was not made in this browser: it can"
                     " be taken back where it was made"
                 )
-            now = self._clock()
-            expires = now + self.lease_seconds
-            _give_back(connection, "reviewer = ?", reviewer)
-            connection.execute(
+            expires = change.now + self.lease_seconds
+            change.give_back("reviewer = ?", reviewer)
+            change.execute(
                 "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
                 (expires, post_id, slot),
             )
-            log(connection, now, "undo", reviewer, post_id, label=label)
-            return _assignment(connection, post_id, slot, expires)
+            change.log("undo", reviewer, post_id, label)
+            return change.assignment(post_id, slot, expires)
 
     def release(self, reviewer: str) -> None:
         """Give back what `reviewer` holds undecided, as when they leave; nothing held is no error."""
-        with self._change(reviewer) as connection:
-            _give_back(connection, "reviewer = ?", reviewer)
+        with self._change(reviewer) as change:
+            change.give_back("reviewer = ?", reviewer)
 
     def import_decisions(
         self, decisions: Sequence[OutsideDecision], *, all_or_nothing: bool = False, dry: bool = False
     ) -> ImportedDecisions:
         """Take decisions that were made elsewhere, all in one change; what a page could not do is refused."""
-        now = self._clock()
-        with self._change() as connection:
-            connection.execute("SAVEPOINT decisions")
-            imported = _import_decisions(connection, decisions, self.classes, now)
+        with self._change() as change:
+            change.execute("SAVEPOINT decisions")
+            imported = change.import_decisions(decisions, self.classes)
             if dry or (imported.refused and all_or_nothing):
-                connection.execute("ROLLBACK TO decisions")
+                change.execute("ROLLBACK TO decisions")
                 imported = imported._replace(taken=())
         return imported
 
     @contextmanager
-    def _change(self, reviewer: str = "somebody") -> Iterator[sqlite3.Connection]:
+    def _change(self, reviewer: str = "somebody") -> Iterator[Transaction]:
         """Make one transaction, on the disk when it ends; SQLite's errors in words."""
         if not reviewer.strip():
             raise DecisionError("a reviewer without a name: expected one, so that nobody sees a post twice")
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            yield connection
+        with explained(self.path, "written"), changing(self._connection, self._clock) as change:
+            yield change
+
+
+@contextmanager
+def changing(connection: sqlite3.Connection, clock: Callable[[], float]) -> Iterator[Transaction]:
+    """Make one change, all of it or nothing, at the time when it is its turn; others wait."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield Transaction(connection, clock())
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 @contextmanager
@@ -320,19 +315,192 @@ def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
         yield ledger
 
 
-# ---- the changes, each inside a transaction ------------------------------------------------------------
+# ---- one change -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def changing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Make one change, all of it or nothing; others wait."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+class Transaction:
+    """One change of a ledger, made `now`: all of it or nothing, while others wait."""
+
+    def __init__(self, connection: sqlite3.Connection, now: float) -> None:
+        self.execute, self.executemany, self.now = connection.execute, connection.executemany, now
+
+    def set_value(self, name: str, value: object) -> None:
+        """Set one of the ledger's settings."""
+        put = "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)"
+        self.execute(put, (name, json.dumps(value)))
+
+    def entered(self) -> int:
+        """Count the posts that are to be reviewed."""
+        (entered,) = self.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
+        return int(entered)
+
+    def check_room(self, order: Sequence[str], budget: int) -> None:
+        """Refuse posts beyond the budget, and those that are to be reviewed already."""
+        entered = self.entered()
+        if entered + len(order) > budget:
+            raise BudgetError(
+                f"{len(order):,} more posts to review, {entered:,} are in the ledger and the budget is"
+                f" {budget:,}: expected at most {budget - entered:,}; draw a smaller sample"
+            )
+        asked = "SELECT 1 FROM posts WHERE post_id = ? AND place IS NOT NULL"
+        again = [post_id for post_id in order if self.execute(asked, (post_id,)).fetchone()]
+        if again:
+            raise BudgetError(
+                f"{len(again)} posts are in the ledger for review already, the first is {again[0]!r}:"
+                " expected posts that nobody was asked about; leave them out of the new sample"
+            )
+
+    def give_back(self, which: str, *values: object) -> int:
+        """Give the undecided posts that a condition on `reviews` picks out back to all; count them."""
+        rows = self.execute(
+            f"DELETE FROM reviews WHERE label IS NULL AND {which} RETURNING post_id", values
+        ).fetchall()
+        self.executemany("UPDATE posts SET open = open + 1 WHERE post_id = ? AND place IS NOT NULL", rows)
+        return len(rows)
+
+    def take_free(self, reviewer: str, expires: float) -> tuple[str, int] | None:
+        """Lease the first post in order that has a review open and that this reviewer has not had.
+
+        Posts that they skipped come last, the longest ago first; None when nothing is open for them.
+        """
+        for query in (_FRESH, _SKIPPED):
+            row = self.execute(query, {"who": reviewer}).fetchone()
+            if row is not None:
+                return row[0], self.take(row[0], reviewer, expires=expires)
+        return None
+
+    def take(
+        self, post_id: str, reviewer: str, *, label: str | None = None, expires: float | None = None
+    ) -> int:
+        """Give a reviewer a free review of a post, decided where there is a label: the first (slot 0), or the
+        second of a doubled one (1)."""
+        taken = self.execute("SELECT slot FROM reviews WHERE post_id = ?", (post_id,)).fetchall()
+        slot = 1 if (0,) in taken else 0
+        decided = None if label is None else self.now
+        self.execute(
+            "INSERT INTO reviews (post_id, slot, reviewer, label, decided, expires) VALUES (?,?,?,?,?,?)",
+            (post_id, slot, reviewer, label, decided, expires),
+        )
+        less = "UPDATE posts SET open = open - 1 WHERE post_id = ? AND place IS NOT NULL"
+        self.execute(less, (post_id,))
+        return slot
+
+    def assignment(self, post_id: str, slot: int, expires: float) -> Assignment:
+        """Return what a reviewer is handed."""
+        *item, batch, place = self.execute(
+            "SELECT post_id, machine_label, error, inclusion, part, batch, place FROM posts"
+            " WHERE post_id = ? AND place IS NOT NULL",
+            (post_id,),
+        ).fetchone()
+        return Assignment(ReviewItem(*item), batch, place, slot == 1, expires)
+
+    def review_of(self, post_id: str, reviewer: str) -> tuple[str | None] | None:
+        """Return this reviewer's label of a post, None in it while undecided; None: it is not theirs."""
+        query = "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?"
+        row: tuple[str | None] | None = self.execute(query, (post_id, reviewer)).fetchone()
+        return row
+
+    def made_in(self, browser: str, post_id: str, reviewer: str) -> bool:
+        """Return whether a decision was made on the page, in that browser."""
+        self.execute(CREATE_MAKERS)
+        query = "SELECT 1 FROM makers WHERE post_id = ? AND reviewer = ? AND browser = ?"
+        return self.execute(query, (post_id, reviewer, browser)).fetchone() is not None
+
+    def settle(self, reviewer: str, post_id: str, label: str) -> None:
+        """Decide a review that the reviewer holds."""
+        self.execute(
+            "UPDATE reviews SET label = ?, decided = ?, expires = NULL WHERE post_id = ? AND reviewer = ?",
+            (label, self.now, post_id, reviewer),
+        )
+
+    def log(self, action: str, reviewer: str, post_id: str, label: str | None = None) -> None:
+        """Write down what was done."""
+        self.execute(
+            "INSERT INTO log (at, reviewer, post_id, action, label) VALUES (?, ?, ?, ?, ?)",
+            (self.now, reviewer, post_id, action, label),
+        )
+
+    # ---- decisions from elsewhere ---------------------------------------------------------------------
+
+    def import_decisions(
+        self, decisions: Sequence[OutsideDecision], classes: Sequence[str]
+    ) -> ImportedDecisions:
+        """Take decisions one by one; what a page could not do is refused."""
+        self.give_back("expires <= ?", self.now)
+        taken, known, refused = list[int](), list[int](), list[Refusal]()
+        lines: dict[tuple[str, str], int] = {}
+        for one in decisions:
+            key = (one.post_id, one.reviewer)
+            row = self.review_of(*key)
+            standing, reason = row[0] if row else None, None
+            if key in lines:
+                reason = f"repeats line {lines[key]}"
+                if standing != one.label:
+                    reason = (
+                        f"contradicts line {lines[key]}: {one.reviewer!r} says {standing!r} there and"
+                        f" {one.label!r} here"
+                    )
+            elif standing is not None and standing == one.label:
+                known.append(one.line)
+            elif (reason := self._why_not(one, standing, classes)) is None:
+                taken.append(one.line)
+                if row is None:
+                    self.take(*key, label=one.label)
+                else:  # the reviewer holds the post
+                    self.settle(one.reviewer, one.post_id, one.label)
+                self.log("import", one.reviewer, one.post_id, one.label)
+            if reason is None:
+                lines[key] = one.line
+            else:
+                refused.append(Refusal(one.line, one.post_id, reason))
+        return ImportedDecisions(tuple(taken), tuple(known), tuple(refused))
+
+    def _why_not(self, one: OutsideDecision, standing: str | None, classes: Sequence[str]) -> str | None:
+        """Return why a decision cannot be taken, or None."""
+        if not one.reviewer.strip():
+            return "names no reviewer: give one"
+        if one.label not in (*classes, UNSURE):
+            return f"label {one.label!r}{odd_signs(one.label, classes)}: expected one of {[*classes, UNSURE]}"
+        if standing is not None:
+            return f"{one.reviewer!r} has decided {standing!r} before, now {one.label!r}: undo that first"
+        return self._no_room(one)
+
+    def _no_room(self, one: OutsideDecision) -> str | None:
+        """Return why the post has no review left for a decision, or None."""
+        row = self.execute(
+            "SELECT batch, place, open, doubled FROM posts WHERE post_id = ? ORDER BY place IS NULL",
+            (one.post_id,),
+        ).fetchone()
+        if row is None:
+            return "is no post of this ledger"
+        batch, place, free, doubled = row
+        if place is None:
+            return f"was not drawn for review (batch {batch!r}): it would be spent over the budget"
+        if one.batch and one.batch != batch:
+            return f"is of batch {batch!r}, the file says {one.batch!r}: a file of another review?"
+        if free or self.review_of(one.post_id, one.reviewer) is not None:
+            return None
+        query = "SELECT reviewer, label FROM reviews WHERE post_id = ?"
+        rows = self.execute(query, (one.post_id,)).fetchall()
+        holding = [reviewer for reviewer, label in rows if label is None]
+        if holding:
+            return f"is with {holding[0]!r} now: import again when that review is made or its lease ran out"
+        who = " and ".join(repr(reviewer) for reviewer, _ in rows)
+        more = "a third review" if doubled else "one more"
+        return f"was reviewed by {who}: {more} would be spent over the budget"
+
+
+_OPEN = (
+    "SELECT p.post_id FROM posts p {join} WHERE p.open > 0"
+    " AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.reviewer = :who)"
+)
+_FRESH = _OPEN.format(join="") + (
+    " AND NOT EXISTS (SELECT 1 FROM skips s WHERE s.post_id = p.post_id AND s.reviewer = :who)"
+    " ORDER BY p.place LIMIT 1"
+)
+_SKIPPED = _OPEN.format(join="JOIN skips s ON s.post_id = p.post_id AND s.reviewer = :who") + (
+    " ORDER BY s.skipped, p.place LIMIT 1"
+)
 
 
 def _check_settings(given: LedgerSettings) -> None:
@@ -348,7 +516,7 @@ def _check_settings(given: LedgerSettings) -> None:
         )
 
 
-def _create(connection: sqlite3.Connection, path: Path, settings: Json) -> None:
+def _create(change: Transaction, connection: sqlite3.Connection, path: Path, settings: Json) -> None:
     """Make the tables in an empty file, or check that they were made with these settings."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version:
@@ -364,23 +532,12 @@ def _create(connection: sqlite3.Connection, path: Path, settings: Json) -> None:
     for statement in CREATE.split(";\n"):  # executescript would commit first, and others see half a file
         connection.execute(statement)
     for name, value in settings.items():
-        _set_value(connection, name, value)
+        change.set_value(name, value)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _set_value(connection: sqlite3.Connection, name: str, value: object) -> None:
-    """Set one of the ledger's settings."""
-    put = "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)"
-    connection.execute(put, (name, json.dumps(value)))
-
-
 def check_batch(items: Sequence[ReviewItem], order: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse what is no sample of a population.
-
-    Raises:
-        BudgetError: An id twice or unknown, a label that is no class, a share outside [0, 1], a post to
-            review that could not have been drawn.
-    """
+    """Refuse what is no sample of a population, with a BudgetError."""
     by_id = {item.post_id: item for item in items}
     if len(by_id) < len(items) or len(set(order)) < len(order):
         raise BudgetError(
@@ -405,203 +562,3 @@ def check_batch(items: Sequence[ReviewItem], order: Sequence[str], classes: Sequ
             f"{len(never)} posts to review that are not in the batch, or have inclusion 0; the first is"
             f" {never[0]!r}: expected a sample of the batch"
         )
-
-
-def _entered(connection: sqlite3.Connection) -> int:
-    (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
-    return int(entered)
-
-
-def check_room(connection: sqlite3.Connection, order: Sequence[str], budget: int) -> None:
-    """Refuse posts beyond the budget, and those that are to be reviewed already."""
-    entered = _entered(connection)
-    if entered + len(order) > budget:
-        raise BudgetError(
-            f"{len(order):,} more posts to review, {entered:,} are in the ledger and the budget is"
-            f" {budget:,}: expected at most {budget - entered:,}; draw a smaller sample"
-        )
-    asked = "SELECT 1 FROM posts WHERE post_id = ? AND place IS NOT NULL"
-    again = [post_id for post_id in order if connection.execute(asked, (post_id,)).fetchone()]
-    if again:
-        raise BudgetError(
-            f"{len(again)} posts are in the ledger for review already, the first is {again[0]!r}: expected"
-            " posts that nobody was asked about; leave them out of the new sample"
-        )
-
-
-def _give_back(connection: sqlite3.Connection, which: str, *values: object) -> int:
-    """Give the undecided posts that a condition on `reviews` picks out back to all; how many there were."""
-    rows = connection.execute(
-        f"DELETE FROM reviews WHERE label IS NULL AND {which} RETURNING post_id", values
-    ).fetchall()
-    connection.executemany("UPDATE posts SET open = open + 1 WHERE post_id = ? AND place IS NOT NULL", rows)
-    return len(rows)
-
-
-_OPEN = (
-    "SELECT p.post_id FROM posts p {join} WHERE p.open > 0"
-    " AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.reviewer = :who)"
-)
-_FRESH = _OPEN.format(join="") + (
-    " AND NOT EXISTS (SELECT 1 FROM skips s WHERE s.post_id = p.post_id AND s.reviewer = :who)"
-    " ORDER BY p.place LIMIT 1"
-)
-_SKIPPED = _OPEN.format(join="JOIN skips s ON s.post_id = p.post_id AND s.reviewer = :who") + (
-    " ORDER BY s.skipped, p.place LIMIT 1"
-)
-
-
-def _take_free(connection: sqlite3.Connection, reviewer: str, expires: float) -> tuple[str, int] | None:
-    """Lease the first post in order that has a review open and that this reviewer has not had.
-
-    Posts that they skipped come last, the longest ago first; None when nothing is open for them.
-    """
-    for query in (_FRESH, _SKIPPED):
-        row = connection.execute(query, {"who": reviewer}).fetchone()
-        if row is not None:
-            slot = _take(connection, row[0], reviewer, expires=expires)
-            return row[0], slot
-    return None
-
-
-def _take(
-    connection: sqlite3.Connection,
-    post_id: str,
-    reviewer: str,
-    *,
-    label: str | None = None,
-    decided: float | None = None,
-    expires: float | None = None,
-) -> int:
-    """Give a reviewer a free review of a post: the first (slot 0), or the second of a doubled one (1)."""
-    taken = connection.execute("SELECT slot FROM reviews WHERE post_id = ?", (post_id,)).fetchall()
-    slot = 1 if (0,) in taken else 0
-    connection.execute(
-        "INSERT INTO reviews (post_id, slot, reviewer, label, decided, expires) VALUES (?, ?, ?, ?, ?, ?)",
-        (post_id, slot, reviewer, label, decided, expires),
-    )
-    less = "UPDATE posts SET open = open - 1 WHERE post_id = ? AND place IS NOT NULL"
-    connection.execute(less, (post_id,))
-    return slot
-
-
-def _assignment(connection: sqlite3.Connection, post_id: str, slot: int, expires: float) -> Assignment:
-    """Return what a reviewer is handed."""
-    *item, batch, place = connection.execute(
-        "SELECT post_id, machine_label, error, inclusion, part, batch, place FROM posts"
-        " WHERE post_id = ? AND place IS NOT NULL",
-        (post_id,),
-    ).fetchone()
-    return Assignment(ReviewItem(*item), batch, place, slot == 1, expires)
-
-
-def _review_of(connection: sqlite3.Connection, post_id: str, reviewer: str) -> tuple[str | None] | None:
-    """Return this reviewer's label of a post, None in it while undecided; None: the post is not theirs."""
-    query = "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?"
-    row: tuple[str | None] | None = connection.execute(query, (post_id, reviewer)).fetchone()
-    return row
-
-
-def _made_in(connection: sqlite3.Connection, post_id: str, reviewer: str, browser: str) -> bool:
-    """Return whether a decision was made on the page, in that browser."""
-    connection.execute(CREATE_MAKERS)
-    query = "SELECT 1 FROM makers WHERE post_id = ? AND reviewer = ? AND browser = ?"
-    return connection.execute(query, (post_id, reviewer, browser)).fetchone() is not None
-
-
-def _settle(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:
-    """Decide a review that the reviewer holds."""
-    connection.execute(
-        "UPDATE reviews SET label = ?, decided = ?, expires = NULL WHERE post_id = ? AND reviewer = ?",
-        (label, now, post_id, reviewer),
-    )
-
-
-def log(
-    connection: sqlite3.Connection,
-    at: float,
-    action: str,
-    reviewer: str,
-    post_id: str,
-    *,
-    label: str | None = None,
-) -> None:
-    """Write down what was done."""
-    connection.execute(
-        "INSERT INTO log (at, reviewer, post_id, action, label) VALUES (?, ?, ?, ?, ?)",
-        (at, reviewer, post_id, action, label),
-    )
-
-
-# ---- decisions from elsewhere -------------------------------------------------------------------------
-
-
-def _import_decisions(
-    connection: sqlite3.Connection, decisions: Sequence[OutsideDecision], classes: Sequence[str], now: float
-) -> ImportedDecisions:
-    _give_back(connection, "expires <= ?", now)
-    taken, known, refused = list[int](), list[int](), list[Refusal]()
-    lines: dict[tuple[str, str], int] = {}
-    for one in decisions:
-        key = (one.post_id, one.reviewer)
-        row = _review_of(connection, *key)
-        standing, reason = row[0] if row else None, None
-        if key in lines:
-            reason = f"repeats line {lines[key]}"
-            if standing != one.label:
-                reason = (
-                    f"contradicts line {lines[key]}: {one.reviewer!r} says {standing!r} there and"
-                    f" {one.label!r} here"
-                )
-        elif standing is not None and standing == one.label:
-            known.append(one.line)
-        elif (reason := _why_not(connection, one, standing, classes)) is None:
-            taken.append(one.line)
-            if row is None:
-                _take(connection, *key, label=one.label, decided=now)
-            else:  # the reviewer holds the post
-                _settle(connection, one.reviewer, one.post_id, one.label, now)
-            log(connection, now, "import", one.reviewer, one.post_id, label=one.label)
-        if reason is None:
-            lines[key] = one.line
-        else:
-            refused.append(Refusal(one.line, one.post_id, reason))
-    return ImportedDecisions(tuple(taken), tuple(known), tuple(refused))
-
-
-def _why_not(
-    connection: sqlite3.Connection, one: OutsideDecision, standing: str | None, classes: Sequence[str]
-) -> str | None:
-    """Return why a decision cannot be taken, or None."""
-    if not one.reviewer.strip():
-        return "names no reviewer: give one"
-    if one.label not in (*classes, UNSURE):
-        return f"label {one.label!r}{odd_signs(one.label, classes)}: expected one of {[*classes, UNSURE]}"
-    if standing is not None:
-        return f"{one.reviewer!r} has decided {standing!r} before, now {one.label!r}: undo that first"
-    return _no_room(connection, one)
-
-
-def _no_room(connection: sqlite3.Connection, one: OutsideDecision) -> str | None:
-    """Return why the post has no review left for a decision, or None."""
-    row = connection.execute(
-        "SELECT batch, place, open, doubled FROM posts WHERE post_id = ? ORDER BY place IS NULL",
-        (one.post_id,),
-    ).fetchone()
-    if row is None:
-        return "is no post of this ledger"
-    batch, place, free, doubled = row
-    if place is None:
-        return f"was not drawn for review (batch {batch!r}): it would be spent over the budget"
-    if one.batch and one.batch != batch:
-        return f"is of batch {batch!r}, the file says {one.batch!r}: a file of another review?"
-    if free or _review_of(connection, one.post_id, one.reviewer) is not None:
-        return None
-    query = "SELECT reviewer, label FROM reviews WHERE post_id = ?"
-    rows = connection.execute(query, (one.post_id,)).fetchall()
-    holding = [reviewer for reviewer, label in rows if label is None]
-    if holding:
-        return f"is with {holding[0]!r} now: import again when that review is made or its lease ran out"
-    who = " and ".join(repr(reviewer) for reviewer, _ in rows)
-    more = "a third review" if doubled else "one more"
-    return f"was reviewed by {who}: {more} would be spent over the budget"

@@ -326,9 +326,14 @@ class LedgerReader:
             by_post.setdefault(row[0], []).append(Review(*row))
         return [decision_of(reviews) for reviews in by_post.values()]
 
-    def agreement(self) -> Agreement:
-        """Return how far two people agree, over the doubled posts that both have labelled."""
-        return agreement_of(self.decisions())
+    def latest(self, reviewer: str) -> Review | None:
+        """Return the reviewer's latest decision; of those of one moment, as of an import, the last made."""
+        rows = self._rows(
+            "SELECT post_id, slot, reviewer, label, decided FROM reviews"
+            " WHERE reviewer = ? AND label IS NOT NULL ORDER BY decided DESC, rowid DESC LIMIT 1",
+            reviewer,
+        )
+        return Review(*rows[0]) if rows else None
 
     def close(self) -> None:
         """Close the file; safe to repeat."""

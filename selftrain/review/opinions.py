@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from agents.ask.annotator import Annotation
-from agents.judgment import Posterior, State, Verdict
+from agents.judgment import State, Verdict
 from selftrain.review.criticism import CRITICISMS, LabelCriticism, read_criticisms
 from selftrain.review.labelling import annotations_of
 from selftrain.rounds import replay
@@ -59,7 +58,8 @@ class Opinions:
         if (last := self._verdicts.get(post_id)) is not None:
             found = tuple(_of_verdict(last.verdict))
         elif (annotation := self._annotations.get(post_id)) is not None:
-            found = (_of_annotation(annotation),)
+            said = Statement(LABEL, annotation.label, annotation.probability, annotation.rationale)
+            found = (Opinion("annotator", (said,)),)
         criticism = self._criticisms.get(post_id)
         return (*found, _of_criticism(criticism)) if found and criticism is not None else found
 
@@ -71,18 +71,10 @@ def _of_verdict(verdict: Verdict) -> Iterator[Opinion]:
         yield Opinion(
             role, tuple(Statement(str(j.state), j.label, j.probability, j.rationale) for j in given)
         )
-    if verdict.posterior is not None:
-        yield _of_posterior(verdict.posterior)
-
-
-def _of_posterior(found: Posterior) -> Opinion:
-    outcome = "learned" if found.probability >= found.threshold else "not learned"
-    words = f"{outcome}: the threshold is {found.threshold:.2f}"
-    return Opinion("posterior", (Statement(LABEL, found.label, found.probability, words),), found.log_odds)
-
-
-def _of_annotation(found: Annotation) -> Opinion:
-    return Opinion("annotator", (Statement(LABEL, found.label, found.probability, found.rationale),))
+    if (found := verdict.posterior) is not None:
+        outcome = "learned" if found.probability >= found.threshold else "not learned"
+        words = f"{outcome}: the threshold is {found.threshold:.2f}"
+        yield Opinion("posterior", (Statement(LABEL, found.label, found.probability, words),), found.log_odds)
 
 
 def _of_criticism(found: LabelCriticism) -> Opinion:

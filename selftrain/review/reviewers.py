@@ -24,7 +24,7 @@ from selftrain.data.context import RunContext
 from selftrain.panels import ModelServers, brief_of
 from selftrain.review.criticism import LoopCriticizer
 from selftrain.review.ledger import opened_ledger
-from selftrain.review.ledger_reader import LEDGER, Decision, ReviewItem
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.sampling import AUDIT, request_reviews, verdicts_among
 from selftrain.store.run_dir import HumanLabel, RunFolder
 
@@ -179,10 +179,14 @@ class LedgerReviewers:
                 return []
             drawn = ledger.all_drawn()
             return [
-                _human_label(decision, decision.label, *drawn[decision.post_id])
-                for decision in ledger.decisions()
-                if decision.label is not None and used.get(decision.post_id) != decision.label
-            ]
+                HumanLabel(
+                    one.post_id, one.label, tuple(review.reviewer for review in one.reviews), one.contested,
+                    batch, round(entry.inclusion, 9), entry.machine_label,
+                )
+                for one in ledger.decisions()
+                for batch, entry in [drawn[one.post_id]]
+                if one.label is not None and used.get(one.post_id) != one.label
+            ]  # fmt: skip
 
     def close(self) -> None:
         """Let go of the criticizer; safe to repeat."""
@@ -240,10 +244,3 @@ def waiting_for(folder: RunFolder) -> Waiting | None:
 
 
 _OWN = re.compile(r"round [0-9]+")
-
-
-def _human_label(decision: Decision, label: str, batch: str, entry: ReviewItem) -> HumanLabel:
-    return HumanLabel(
-        decision.post_id, label, tuple(review.reviewer for review in decision.reviews), decision.contested,
-        batch, round(entry.inclusion, 9), entry.machine_label,
-    )  # fmt: skip

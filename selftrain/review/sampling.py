@@ -113,9 +113,6 @@ def _voice(
     return {name: given if name == label else rest for name in classes}
 
 
-# ---- samples ------------------------------------------------------------------------------------------
-
-
 class SampleSettings(NamedTuple):
     """How posts are drawn for review; see `selftrain.act.budget.inclusion`."""
 
@@ -182,16 +179,13 @@ def request_reviews(
         budget: B of the whole ledger: most posts of the run that may ever be reviewed.
         sample: Posts of this batch; None: all that the budget has left.
         seed: Of the draws; every batch has its own.
-        order: How posts are handed out: as sampled, which is at random, or the most likely wrong ones first.
-            Only the first is right for an estimate while the review is under way.
+        order: Only "sampled" is right for an estimate while the review is under way.
         estimator: Says how likely each label is wrong; None: the disagreement of classifier and agents does.
             A post that it has no estimate for counts with the mean of the others.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
         BudgetError: A budget or sample of 0 or below, more than there are posts or than the budget has left,
             a rule or share that is none, no posts at all.
-        LedgerError: The ledger was made with other settings, or cannot be read or written.
     """
     chosen, asked = _unasked(folder, batch, among)
     if chosen is not None:  # whatever is refused leaves no ledger behind
@@ -252,17 +246,9 @@ def _check_count(folder: RunFolder, posts: int, count: int, among: Among, *, aga
         )
 
 
-# ---- audits -------------------------------------------------------------------------------------------
-
-
 def is_audit(batch: str) -> bool:
     """Return whether a batch was drawn from the pseudo-labels: an audit, or reviewed `--among accepted`."""
     return batch.startswith(AUDIT) or batch == "accepted"
-
-
-def audit_name(folder: RunFolder) -> str:
-    """Return the name of an audit of the pseudo-labels that stand now."""
-    return f"{AUDIT} after round {folder.finished() - 1}"
 
 
 def request_audit(
@@ -277,23 +263,18 @@ def request_audit(
     """Draw a sample of the pseudo-labels that stand, and put it into the run's ledger, made if need be.
 
     Safe to repeat: after the same round, the audit that is there is left as it is. Posts that people were
-    asked about before are not drawn again, and the estimate leaves them out.
-
-    Args:
-        budget: B, posts to review beside all that the ledger's budget allows.
-        double_annotation_rate, seed: Of a new ledger; one that is there keeps its own.
+    asked about before are not drawn again, and the estimate leaves them out. The budget is beside all that
+    the ledger's allows; a ledger that is there keeps its own seed and share of second reviews.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
         BudgetError: More than there are pseudo-labels, fewer than 1, threshold without a floor.
-        LedgerError: The ledger cannot be read or written.
     """
     if rule == "threshold" and floor == 0.0:
         raise BudgetError(
             "an audit by threshold without a floor: expected every pseudo-label to have a chance of review,"
             " or nothing can be estimated; give a floor, or another rule"
         )
-    batch, path = audit_name(folder), folder.path / LEDGER
+    batch, path = f"{AUDIT} after round {folder.finished() - 1}", folder.path / LEDGER
     chosen, asked = _unasked(folder, batch, "accepted")
     if chosen is not None:
         _check_count(folder, len(chosen), budget, "accepted", again=asked > 0)

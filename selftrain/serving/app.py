@@ -79,13 +79,9 @@ class Measures:
 
 
 class Service:
-    """What the routes share.
+    """What the routes share; the application starts and closes its batcher.
 
     Args:
-        batcher: Started by the application, closed with it.
-        scratch: For images.
-        measures: Told of every answer.
-        limits: Of one request.
         key: What a client must show as ``Authorization: Bearer KEY``; empty: nothing.
         names: Under which the server may be asked for, beside `localhost` and addresses.
 

@@ -82,15 +82,11 @@ class Batcher:
 
     Args:
         load: Gives the model; called in the thread that will own it.
-        max_batch: Posts of one model call.
+        max_batch, max_queue: Posts of one model call, and posts that may wait.
         max_wait: Seconds that the first post of a batch waits for company.
-        max_queue: Posts that may wait.
         observe: Gets posts and seconds of every model call, whether it went well or not.
-        on_loaded: Called in the model's thread when `predictor` or `failure` has been set.
-
-    Attributes:
-        predictor: None until the model is loaded and has scored one post.
-        failure: Why it never will be.
+        on_loaded: Called in the model's thread when `predictor`, which then has scored one post, or
+            `failure`, why there never will be one, has been set.
     """
 
     def __init__(
@@ -109,15 +105,10 @@ class Batcher:
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._clients: dict[str, _Client] = {}
         self._now = 0.0  # virtual time
-        self._queued = 0
+        self.queued = 0  # posts that wait
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-
-    @property
-    def queued(self) -> int:
-        """Posts that wait."""
-        return self._queued
 
     @property
     def busy(self) -> bool:
@@ -133,13 +124,9 @@ class Batcher:
     ) -> Predictions:
         """Queue a request's posts, at least one; cancelling the result takes back those that still wait.
 
-        Where the queue is full, a request with `CROWDING` times as many posts in it gives way.
-
-        Args:
-            posts: Of one request.
-            release: Called once, in any thread, as soon as the model will not touch these posts any more:
-                after a cancellation too a batch may still be reading their images.
-            client: Whose they are; clients share the model equally.
+        Where the queue is full, a request with `CROWDING` times as many posts in it gives way. `release` is
+        called once, in any thread, as soon as the model will not touch these posts any more: after a
+        cancellation too a batch may still be reading their images. Clients share the model equally.
 
         Raises:
             QueueFullError: They do not fit into the queue.
@@ -150,8 +137,13 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise DrainingError("the server is about to end and takes no more posts: ask another one")
-            while self._queued + job.size > self._max_queue:
-                longest = max(self._jobs, key=self._crowding, default=None)
+            while self.queued + job.size > self._max_queue:
+                # whoever has most in the queue loses most of it
+                longest = max(
+                    self._jobs,
+                    key=lambda one: (self._clients[one.client].posts, len(one.waiting)),
+                    default=None,
+                )
                 if longest is None or len(longest.waiting) < CROWDING * job.size:
                     full = self._full(job.size)
                     break
@@ -162,7 +154,7 @@ class Batcher:
                 owner = self._clients.setdefault(client, _Client(self._now))
                 job.through = owner.now
                 owner.jobs.append(job)
-                self._queued += job.size
+                self.queued += job.size
                 self._changed.notify_all()
         for one in crowded_out:
             self._fail(one, self._full(one.size))
@@ -215,13 +207,9 @@ class Batcher:
     def _jobs(self) -> list[_Job]:
         return [job for client in self._clients.values() for job in client.jobs]
 
-    def _crowding(self, job: _Job) -> tuple[int, int]:
-        """Return how much room a request takes: whoever has most in the queue loses most of it."""
-        return self._clients[job.client].posts, len(job.waiting)
-
     def _full(self, posts: int) -> QueueFullError:
         return QueueFullError(
-            f"{self._queued} posts wait and {posts} more were given; at most {self._max_queue} may wait: try"
+            f"{self.queued} posts wait and {posts} more were given; at most {self._max_queue} may wait: try"
             " again later"
         )
 
@@ -231,7 +219,7 @@ class Batcher:
         client.jobs.remove(job)
         if not client.jobs:
             del self._clients[job.client]
-        self._queued -= len(job.waiting)
+        self.queued -= len(job.waiting)
         job.waiting.clear()
 
     def _due(self) -> bool:
@@ -239,7 +227,7 @@ class Batcher:
         oldest = min((job.arrived for job in self._jobs), default=None)
         if oldest is None:
             return False
-        return self._queued >= self._max_batch or time.monotonic() - oldest >= self._max_wait
+        return self.queued >= self._max_batch or time.monotonic() - oldest >= self._max_wait
 
     def _take(self) -> list[_Taken]:
         """Take the posts of a batch: those that are through first, as many as one call can do in a while."""
@@ -254,7 +242,7 @@ class Batcher:
             room -= cost
             batch.append(_Taken(job, *job.waiting.popleft()))
             job.taken += 1
-            self._queued -= 1
+            self.queued -= 1
             client.now = job.through = job.through + cost
             self._now = client.through = client.through + cost
             if not job.waiting:

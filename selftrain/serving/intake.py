@@ -195,14 +195,7 @@ def _shrink(pictures: Sequence[Path], side: int) -> dict[Path, str]:
 
 
 class Scratch:
-    """A folder that only this user can read, held until `close`.
-
-    Args:
-        root: Where to make it; None: the system's temporary folder (TMPDIR).
-
-    Raises:
-        StorageError: It cannot be made.
-    """
+    """A folder in `root`, by default TMPDIR, that only this user can read, held until `close`."""
 
     def __init__(self, root: Path | None = None) -> None:
         root = Path(tempfile.gettempdir()) if root is None else root

@@ -41,24 +41,24 @@ def describe(limits: RequestLimits, *, key: bool) -> Json:
             "description": f"At most {limits.body:,} bytes.",
             "content": {"application/json": {"schema": {"anyOf": [_ref("Posts"), _ref("Post")]}}},
         },
-        "responses": _responses(_ref("Scores"), (400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503)),
+        "responses": {"200": _answer("As asked.", _ref("Scores"))}
+        | _errors(400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503),
         **secured,
     }
-    told = {
-        "/health": ("Whether the process lives.", _ref("Status"), ()),
-        "/ready": ("Whether posts are taken.", _ref("Status"), ()),
-        "/model": ("The model.", _ref("Model"), (401, 503)),
-        "/openapi.json": ("This description.", {"type": "object"}, (401,)),
+    status, figures = _ref("Status"), {"text/plain": {"schema": {"type": "string"}}}
+    # path -> what it is for, what it answers, and how else than by 400 and 403
+    told: dict[str, tuple[str, Json, tuple[int, ...]]] = {
+        "/health": ("Whether the process lives.", _answer("As asked.", status), ()),
+        "/ready": ("Whether posts are taken.", _answer("As asked.", status), ()),
+        "/model": ("The model.", _answer("As asked.", _ref("Model")), (401, 503)),
+        "/openapi.json": ("This description.", _answer("As asked.", {"type": "object"}), (401,)),
+        "/metrics": ("Figures for Prometheus.", {"description": "Figures.", "content": figures}, (401,)),
     }
-    paths = {
-        path: {"get": _get(text, _responses(schema, (400, 403, *codes)), secured if 401 in codes else {})}
-        for path, (text, schema, codes) in told.items()
-    }
-    paths["/ready"]["get"]["responses"]["503"] = _answer("Not yet, or no more.", _ref("Status"))
-    figures = {"200": {"description": "Figures.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
-    paths["/metrics"] = {
-        "get": _get("Figures for Prometheus.", figures | _responses({}, (400, 401, 403)) | figures, secured)
-    }
+    paths: Json = {}
+    for path, (text, answer, codes) in told.items():
+        responses = {"200": answer} | _errors(400, *sorted({403, *codes}))
+        paths[path] = {"get": {"summary": text, "responses": responses, **(secured if 401 in codes else {})}}
+    paths["/ready"]["get"]["responses"]["503"] = _answer("Not yet, or no more.", status)
     components: Json = {"schemas": _schemas(limits)}
     if key:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -70,10 +70,6 @@ def describe(limits: RequestLimits, *, key: bool) -> Json:
     }
 
 
-def _get(summary: str, responses: Json, secured: Json) -> Json:
-    return {"summary": summary, "responses": responses, **secured}
-
-
 def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -82,10 +78,8 @@ def _answer(text: str, schema: Json) -> Json:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _responses(schema: Json, codes: tuple[int, ...]) -> Json:
-    return {"200": _answer("As asked.", schema)} | {
-        str(code): _answer(REASONS[code], _ref("Error")) for code in codes
-    }
+def _errors(*codes: int) -> Json:
+    return {str(code): _answer(REASONS[code], _ref("Error")) for code in codes}
 
 
 def _object(required: tuple[str, ...], **properties: Json) -> Json:

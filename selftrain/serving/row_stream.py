@@ -137,9 +137,11 @@ def pour(
             for done in found:
                 fault = done.fault
                 if done.rows:
-                    target.write(encode(done.judged.kept, not tally.kept), done.judged.failed)
-                    tally = _after(tally, done)
-                    listed += done.judged.failed[: _LISTED - len(listed)]
+                    kept, failed = done.judged
+                    target.write(encode(kept, not tally.kept), failed)
+                    counts = (tally.rows + done.rows, tally.kept + len(kept), tally.failed + len(failed))
+                    tally = Tally(*counts, done.digest)
+                    listed += failed[: _LISTED - len(listed)]
                     if time.monotonic() - committed >= commit_seconds:
                         target.commit(tally)
                         committed = time.monotonic()
@@ -158,11 +160,6 @@ def pour(
     lines = [*map(_listed, listed), advice]
     tolerance.check(tally.failed, tally.rows, lines, what="posts", where=f"{where}: ")
     return tally
-
-
-def _after(tally: Tally, done: _Done) -> Tally:
-    kept, failed = done.judged
-    return Tally(tally.rows + done.rows, tally.kept + len(kept), tally.failed + len(failed), done.digest)
 
 
 def _listed(line: str) -> str:
@@ -187,9 +184,6 @@ def failed_line(row: SourceRow, reason: str) -> str:
 def json_line(value: Json) -> str:
     """Write JSON in one line, dates and the like of Parquet as text; ValueError: NaN or infinity."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
-
-
-# ---- the sink -------------------------------------------------------------------------------------------
 
 
 class _Progress(BaseModel):

@@ -49,9 +49,7 @@ def serve(
 
     Args:
         load: Gives the model; called in the thread that will own it, while the port is open already.
-        host, port: To listen on; port 0: one that is free.
-        batching: See there.
-        limits: Of one request.
+        port: To listen on; 0: one that is free.
         key: What clients must show; empty: nothing.
         names: Under which clients may ask for it, beside `host`, this machine's own and addresses.
         tell: Told, in a line, where the server listens, that it is ready, and that it ends.

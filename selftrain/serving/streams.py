@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -171,10 +171,10 @@ def filter_posts(
         text_limit: Characters; a longer text makes a bad row.
 
     Raises:
-        ServingError: Standard input, and another engine than this process. RunMismatchError: The sink was
-        begun with another model, threshold, text limit or source. QuarantineError: More posts failed than
-        tolerated; what passed before is in the sink. RunBusyError, RunStateError, StorageError,
-        ManifestError, EngineError: See `Sink` and `row_stream.pour`.
+        ServingError: Standard input, and another engine than this process.
+        RunMismatchError: The sink was begun with another model, threshold, text limit or source.
+        QuarantineError: More posts failed than tolerated; what passed before is in the sink.
+        RunBusyError, RunStateError, StorageError, ManifestError, EngineError: See `Sink` and `pour`.
     """
     if work.engine is not None and source == STDIN:
         raise ServingError("standard input is read by this process alone: give a file, or no --ray")
@@ -203,23 +203,15 @@ def _passing(predictor: Predictor, rows: list[SourceRow], *, threshold: float) -
     return JudgedRows(kept, failed)
 
 
-class MeasuredPosts(NamedTuple):
-    """Scores of labelled posts, which a threshold is chosen on, and how many of them have none."""
-
-    scores: ValidationScores
-    left_out: int = 0
-
-
 def validation_scores(
     predictor: Predictor, manifest: Path | None, columns: Mapping[str, str] | None = None
-) -> MeasuredPosts:
-    """Score the posts to choose a threshold on: those of `manifest`, else the ones that the model stored.
+) -> tuple[ValidationScores, int]:
+    """Score the posts to choose a threshold on, those of `manifest` or the ones that the model stored.
 
-    `columns` says which column holds a field, where that is called otherwise.
+    Returns the scores, and how many posts have none.
 
     Raises:
         ServingError: None were stored, or no row of `manifest` has a label and a score.
-        ManifestError: `manifest` cannot be read.
     """
     if manifest is None:
         stored = predictor.validation()
@@ -228,7 +220,7 @@ def validation_scores(
                 f"{predictor.name} has no scores of its validation posts: give labelled posts with"
                 " --validation"
             )
-        return MeasuredPosts(stored)
+        return stored, 0
     report = read_manifest(manifest, columns=columns, videos=predictor.kind == "agentps")
     names = Names(predictor.classes)
     posts = [
@@ -252,4 +244,4 @@ def validation_scores(
         raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label{hints}")
     labels, probs = zip(*scored, strict=True)
     scores = ValidationScores(np.array(labels, np.int16), np.array(probs, np.float64))
-    return MeasuredPosts(scores, report.set_aside + len(posts) - len(scored))
+    return scores, report.set_aside + len(posts) - len(scored)

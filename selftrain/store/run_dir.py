@@ -166,8 +166,7 @@ class RunFolder:
     ) -> None:
         """Write the recipe and environment of a new run, or check that this is the same run going on.
 
-        `environment["identity"]` holds what must not change between starts (posts, backbone, code format).
-        `rounds.max`, `rounds.patience` and `rounds.budget` may: a finished run can be asked for more rounds.
+        `environment["identity"]` holds what must not change between starts; of the recipe `MAY_CHANGE` may.
         `posts` (post id -> split and digest) tells which posts differ where they do.
 
         Raises:
@@ -179,7 +178,8 @@ class RunFolder:
                 "identity", dict(self.environment().identity), environment["identity"],
                 self._differing_posts(posts or {}),
             )  # fmt: skip
-        self.clear_temporary()
+        for leftover in self.path.rglob(atomic.TEMPORARY):  # what a killed process left half written
+            leftover.unlink(missing_ok=True)
         if not self.recipe_path.exists():
             if posts is not None:
                 checksums.write_json(self.path / POSTS, dict(posts))
@@ -231,11 +231,6 @@ class RunFolder:
                 + "\n".join(lines)
                 + "\nGive another --out, or the recipe and data that this run began with"
             )
-
-    def clear_temporary(self) -> None:
-        """Remove what a killed process left half written."""
-        for leftover in self.path.rglob(atomic.TEMPORARY):
-            leftover.unlink(missing_ok=True)
 
     # ---- reading ------------------------------------------------------------------------------------
 

@@ -49,8 +49,7 @@ def write_scores(folder: Path, splits: Mapping[str, Scored], classes: Sequence[s
     """Write `scores.jsonl` into a round's folder, classes [K] named in the order of the labels.
 
     Raises:
-        ValueError: A split other than "validation" and "test", or ids, labels and logits of different
-        lengths.
+        ValueError: Another split than "validation" and "test", or ids, labels and logits of unequal length.
     """
     unknown = sorted(splits.keys() - set(_SPLITS))
     if unknown:
@@ -96,17 +95,8 @@ def read_scores(folder: Path, classes: Sequence[str]) -> dict[str, Scored] | Non
             np.array(logits, dtype=np.float32),
             np.array(predicted, dtype=np.int64),
         )
-        for split, (ids, labels, predicted, logits) in sorted(
-            columns.items(), key=lambda item: _order(item[0])
-        )
+        for split, (ids, labels, predicted, logits) in sorted(columns.items(), reverse=True)
     }
-
-
-def _order(split: str) -> int:
-    return _SPLITS.index(split) if split in _SPLITS else len(_SPLITS)
-
-
-# ---- what follows from scores: `selftrain.models.metrics` computes it ----------------------------------
 
 
 class PrecisionRecall(NamedTuple):

@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -206,15 +206,19 @@ class FittedPosterior:
     def _shapley(self) -> FloatArray:
         """[A, m, K] each agent's share of log P(s|y): its mean gain over all orders of being heard."""
         count = len(self.roles)
-        heard: dict[tuple[int, ...], FloatArray] = {(): np.zeros_like(self.probs)}
         shares = np.zeros((count, *self.probs.shape))
-        orders = list(permutations(range(count)))
-        for order in orders:
-            for place, agent in enumerate(order):
-                before, after = tuple(sorted(order[:place])), tuple(sorted(order[: place + 1]))
-                if after not in heard:
-                    heard[after] = self.counts.log_likelihood(self.judged.states, after)
-                shares[agent] += (heard[after] - heard[before]) / len(orders)
+        before: dict[tuple[int, ...], FloatArray] = {(): np.zeros_like(self.probs)}
+        for size in range(count):
+            # how many of the orders begin with these agents, before the next one is heard
+            weight = 1 / (count * math.comb(count - 1, size))
+            heard = {
+                some: self.counts.log_likelihood(self.judged.states, some)
+                for some in combinations(range(count), size + 1)
+            }
+            for some, likelihood in heard.items():
+                for agent in some:
+                    shares[agent] += weight * (likelihood - before[tuple(a for a in some if a != agent)])
+            before = heard
         return shares
 
 

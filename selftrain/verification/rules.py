@@ -66,11 +66,9 @@ class VerdictRule(Protocol):
         ...
 
     def cut(self, classes: int, pool: Callable[[], Float32Array]) -> tuple[float, ...] | None:
-        """Return what is added to each class's log-probability before a model decides; None: nothing.
+        """Return what is added to each of K classes' log-probability before a model decides; None: nothing.
 
-        Args:
-            classes: How many, K.
-            pool: Gives the model's calibrated logits [B, K] of some posts of the pool.
+        `pool` gives the model's calibrated logits [B, K] of some posts of the pool.
         """
         ...
 
@@ -122,16 +120,11 @@ WORSE_BY = 1.645
 
 @dataclass(frozen=True)
 class PosteriorRule:
-    """A post is consistent where the posterior of its most probable class reaches `threshold`.
+    """A post is consistent where the posterior of its most probable class reaches `threshold`, in [.5, 1].
 
     All judged posts are judged anew in every round: early labels that were wrong move as the classifier and
-    what is known of the agents do. See `selftrain.verification.posterior`.
-
-    Attributes:
-        threshold: In [.5, 1]. Posts below it are divergent: unlabelled in the loss, and people may be asked.
-
-    Raises:
-        RecipeError: A threshold outside.
+    what is known of the agents do (`selftrain.verification.posterior`). Posts below it are divergent:
+    unlabelled in the loss, and people may be asked. RecipeError: a threshold outside.
     """
 
     threshold: float = 0.5

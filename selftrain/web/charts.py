@@ -159,14 +159,10 @@ def lines(
     across: Sequence[float], series: Mapping[str, Sequence[float | None]], name: str, what: str,
     *, share: bool = False, marker: str = "o", kept: float | None = None,
 ) -> Markup:  # fmt: skip
-    """Draw a line a series, in the order of `SERIES`; None is a gap.
+    """Draw a line a series, in the order of `SERIES`, over rounds or epochs; None is a gap.
 
-    Args:
-        across: Rounds or epochs.
-        series: Name -> a value for each of `across`.
-        share: Whether the values are shares, whose axis ends at 1.
-        marker: matplotlib's; "" for none.
-        kept: One of `across`, marked by an upright line.
+    `share` says that the values are shares, whose axis ends at 1; `marker` is matplotlib's, "" for none;
+    `kept` is one of `across`, marked by an upright line.
     """
     with _figure(SMALL) as (figure, axes):
         if kept is not None:
@@ -305,16 +301,9 @@ def _whole() -> Any:  # noqa: ANN401 -- matplotlib's locator
 
 
 def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Markup:
-    """Return the figure as an SVG element.
+    """Return a figure that is drawn with the colours of `COLOURS` alone as an SVG element.
 
-    Args:
-        figure: Drawn with the colours of `COLOURS` alone.
-        name: Unique in its page: prefixes the ids inside.
-        description: What a screen reader says of it.
-        when: A further class, for a chart that only some pages show.
-
-    Raises:
-        ValueError: A colour that is none of `COLOURS`.
+    `when` is a further class, for a chart that only some pages show.
     """
     import matplotlib
 

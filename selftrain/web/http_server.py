@@ -37,10 +37,8 @@ _log = logging.getLogger(__name__)
 class HttpServer(uvicorn.Server):
     """uvicorn without a log of its own, that ends with status 0 on a signal.
 
-    Args:
-        app: What answers.
-        lifespan: Whether the application has a start and an end of its own.
-        started: Called once requests and signals are listened to.
+    `lifespan` says whether the application has a start and an end of its own; `started` is called once
+    requests and signals are listened to.
     """
 
     def __init__(
@@ -200,18 +198,8 @@ def quiet_logs() -> None:
     """
     handler = logging.StreamHandler()
     handler.addFilter(_Sparing())
-    handler.addFilter(_worth_a_line)
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=line, handlers=[handler])
-
-
-def _worth_a_line(record: logging.LogRecord) -> bool:
-    """Return whether a record says something.
-
-    Where a server ends while its workers do, asyncio may ask for a worker's exit status twice, and warns of
-    the second time; nobody wants that status.
-    """
-    return not (record.name == "asyncio" and str(record.msg).startswith("Unknown child process pid"))
 
 
 class _Sparing(logging.Filter):
@@ -228,6 +216,10 @@ class _Sparing(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is written."""
+        # where a server ends while its workers do, asyncio may ask for a worker's exit status twice, and
+        # warns of the second time; nobody wants that status
+        if record.name == "asyncio" and str(record.msg).startswith("Unknown child process pid"):
+            return False
         place, now = (record.pathname, record.lineno), time.monotonic()
         begun, count = self._passed.get(place, (now, 0))
         if now - begun > self.seconds:

@@ -85,14 +85,14 @@ from selftrain.review.exchange.review_import import import_reviews
 from selftrain.store.run_dir import RunFolder
 run, file, point = sys.argv[1:]
 left = int(point)
-log = ledger.log
+log = ledger.Transaction.log
 def die(*args, **kwargs):
     global left
     log(*args, **kwargs)
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-ledger.log = die
+ledger.Transaction.log = die
 print(import_reviews(RunFolder(Path(run)), Path(file)).taken, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

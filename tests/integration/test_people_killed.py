@@ -43,7 +43,11 @@ DRAWING = {
         "call:selftrain.review.ledger:ReviewLedger.create",
         1,
     ),
-    "within the change that adds the sample": ("after", "call:selftrain.review.ledger:check_room", 1),
+    "within the change that adds the sample": (
+        "after",
+        "call:selftrain.review.ledger:Transaction.check_room",
+        1,
+    ),
     "after a sample is drawn": ("after", "call:selftrain.review.reviewers:request_reviews", 1),
 }
 USING = {
@@ -217,7 +221,7 @@ from selftrain.store.run_dir import RunFolder
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "adding":
-    ledger.check_room = die
+    ledger.Transaction.check_room = die
 else:
     allow = ReviewLedger.allow
     def allowed(*args):

@@ -85,9 +85,6 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     return ReviewTasks(tuple(tasks), classes)
 
 
-# ---- Label Studio --------------------------------------------------------------------------------------
-
-
 def write_label_studio(
     found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Path:
@@ -105,11 +102,7 @@ def write_label_studio(
 
 
 def labelling_config(classes: Sequence[str], *, pictures: bool, opinions: bool) -> str:
-    """Return the labelling configuration: one choice among the classes, and unsure.
-
-    Raises:
-        ExchangeError: A class name that Label Studio would read as a variable.
-    """
+    """Return the labelling configuration: one choice among the classes, and unsure."""
     variable = [name for name in classes if name.startswith("$")]
     if variable:
         raise ExchangeError(f"Label Studio reads {variable[0]!r} as a variable: give the class another name")
@@ -136,11 +129,8 @@ def to_tasks(
 ) -> Iterator[Json]:
     """Yield task objects, as Label Studio imports them.
 
-    Args:
-        tasks: The posts.
-        pictures: "data-uri": embedded, scaled down, readable anywhere. "local-files": as URLs of Label
-            Studio's local storage.
-        root: For local files, its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+    Pictures are embedded, scaled down and readable anywhere ("data-uri"), or URLs of Label Studio's local
+    storage ("local-files"), whose LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT `root` is.
 
     Raises:
         ExchangeError: A picture outside `root`, or no `root` for local files.
@@ -187,14 +177,6 @@ def _local(path: Path, root: Path | None) -> str:
             " Label Studio serves local files from (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT)"
         )
     return f"/data/local-files/?d={quote(path.resolve().relative_to(root.resolve()).as_posix())}"
-
-
-# ---- a table -------------------------------------------------------------------------------------------
-
-
-def write_csv(tasks: Sequence[ReviewTask], out: Path) -> None:
-    """Write the table. A StorageError where the disk is full or refuses."""
-    atomic.write_text(out, to_csv(tasks))
 
 
 def to_csv(tasks: Sequence[ReviewTask]) -> str:

@@ -6,7 +6,8 @@ and the ledger decides what of it is taken. The format is that of https://labels
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from selftrain.review.exchange.review_export import CONTROL
 from selftrain.review.ledger import OutsideDecision, Refusal, ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.store.run_dir import RunFolder
+
+DOUBLE = 308  # the largest exponent of ten of a spreadsheet's numbers
 
 
 class ReadReviews(NamedTuple):
@@ -43,29 +46,20 @@ class ImportedReviews(NamedTuple):
 def import_reviews(
     folder: RunFolder, file: Path, *, reviewer: str = "", all_or_nothing: bool = False
 ) -> ImportedReviews:
-    """Enter a file of reviews into a run's ledger, in one change: a kill leaves all of it or none.
-
-    Raises:
-        ExchangeError: The file cannot be read as any of these.
-        RunStateError: No run folder.
-        LedgerError: The run has no ledger, or it cannot be written.
-    """
+    """Enter a file of reviews into a run's ledger, in one change: a kill leaves all of it or none."""
     folder.recipe()  # no run folder: said before anything else
     read = read_reviews(file, reviewer)
     with ReviewLedger(folder.path / LEDGER) as ledger:
-        known = ledger.all_drawn().keys()
-        read = read._replace(
-            decisions=tuple(
-                one._replace(
-                    post_id=matched(one.post_id, known) or one.post_id,
-                    label=Names((*ledger.classes, UNSURE)).find(one.label) or one.label,
-                )
-                for one in read.decisions
+        ids, names = SpreadsheetIds(ledger.all_drawn().keys()), Names((*ledger.classes, UNSURE))
+        decisions = [
+            one._replace(
+                post_id=ids.find(one.post_id) or one.post_id, label=names.find(one.label) or one.label
             )
-        )
+            for one in read.decisions
+        ]
         # what the ledger refuses of the rest is worth knowing, though nothing is taken
         stop = all_or_nothing and bool(read.refused)
-        imported = ledger.import_decisions(read.decisions, all_or_nothing=all_or_nothing, dry=stop)
+        imported = ledger.import_decisions(decisions, all_or_nothing=all_or_nothing, dry=stop)
     refused = tuple(sorted((*read.refused, *imported.refused)))
     return ImportedReviews(
         len(imported.taken), len(imported.known), read.empty, refused, all_or_nothing and bool(refused)
@@ -91,30 +85,53 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
     )
 
 
-def matched(post_id: str, known: Collection[str]) -> str | None:
-    """Return the one known id that a spreadsheet may have turned into this: ``0084`` into 84, or 8.4E+1.
+class SpreadsheetIds:
+    """Ids, found again by what a spreadsheet may have turned them into: ``0084`` into 84, or 8.4E+1."""
 
-    Blanks around an id are no part of it. None where it is known as it stands, stands for none, or for
-    several.
-    """
-    if post_id not in known and post_id.strip() in known:
-        return post_id.strip()
-    if post_id in known or not NUMBER.fullmatch(post_id):
-        return None
+    def __init__(self, ids: Collection[str]) -> None:
+        self._ids = frozenset(ids)
+        self._written: dict[int, Mapping[Decimal, Sequence[str]]] = {}
+
+    def find(self, written: str) -> str | None:
+        """Return the one id that this stands for; blanks around it are no part of it.
+
+        None where it is an id as it stands, stands for none, or for several.
+        """
+        if written not in self._ids and written.strip() in self._ids:
+            return written.strip()
+        number = None if written in self._ids else _number(written)
+        if number is None:
+            return None
+        digits = len(number.as_tuple().digits) if "e" in written.lower() else 0
+        if digits not in self._written:
+            self._written[digits] = self._by_number(digits)
+        alike = self._written[digits].get(number, ())
+        return alike[0] if len(alike) == 1 else None
+
+    def _by_number(self, digits: int) -> Mapping[Decimal, Sequence[str]]:
+        """Return the ids by the numbers that they are written as: with so many digits before an exponent, 0
+        without one."""
+        found: dict[Decimal, list[str]] = defaultdict(list)
+        for one in self._ids:
+            if (exact := _number(one)) is None:
+                continue
+            if digits:
+                found[Context(prec=digits, rounding=ROUND_HALF_UP).plus(exact)].append(one)
+                continue
+            # beyond fifteen digits a spreadsheet writes zeros
+            for number in {exact, Context(prec=15, rounding=ROUND_DOWN).plus(exact)}:
+                found[number].append(one)
+        return found
+
+
+def _number(written: str) -> Decimal | None:
+    """Return what a spreadsheet reads; None of 1.000,5 and the like, a number in no one country's writing."""
     try:
-        value = Decimal(post_id)
-        alike = [one for one in known if NUMBER.fullmatch(one) and _rounds_to(Decimal(one), value, post_id)]
-    except InvalidOperation:  # 1.000,5 and the like: no number in any one country's writing
+        number = Decimal(written) if NUMBER.fullmatch(written) else None
+    except InvalidOperation:
         return None
-    return alike[0] if len(alike) == 1 else None
-
-
-def _rounds_to(exact: Decimal, value: Decimal, written: str) -> bool:
-    """Tell whether a number is written so, with the digits that are left of it."""
-    if "e" not in written.lower():
-        # beyond fifteen digits a spreadsheet writes zeros
-        return exact == value or Context(prec=15, rounding=ROUND_DOWN).plus(exact) == value
-    return Context(prec=max(len(value.as_tuple().digits), 1), rounding=ROUND_HALF_UP).plus(exact) == value
+    # where a double has no such number, it stays text
+    return number if number is not None and abs(number.adjusted()) <= DOUBLE else None
 
 
 # ---- line by line; without a label: nobody has reviewed it -------------------------------------------------
@@ -177,9 +194,6 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
     """Yield (post id, label, reviewer, batch) of every review in one item of an export, JSON or JSON-MIN.
 
     An item without a review gives nothing; what a reviewer skipped (cancelled) is no review.
-
-    Raises:
-        ItemError: An item that is none of ours, or a result that is not one choice.
     """
     data = item.get("data", item)  # of a task without annotations too: it waits still
     post_id = data.get("post_id") if isinstance(data, Mapping) else None

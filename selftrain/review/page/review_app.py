@@ -211,14 +211,11 @@ class TokenAuth:
             if method == "GET":
                 return PlainTextResponse(f"{REFUSED}\n", 403)
             return JSONResponse({"error": REFUSED}, 403)
-        if method not in ("GET", "HEAD") and not _is_own(headers):
+        # a change comes from the page itself: it says so, and its body is JSON
+        own = "origin" in headers and not is_foreign_page(headers) and is_json(headers)
+        if method not in ("GET", "HEAD") and not own:
             return JSONResponse({"error": "a change that another page asked for"}, 403)
         return None
 
     def _is_token(self, shown: str) -> bool:
         return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token)
-
-
-def _is_own(headers: Headers) -> bool:
-    """Return whether a change comes from the page itself: it says so, and its body is JSON."""
-    return "origin" in headers and not is_foreign_page(headers) and is_json(headers)

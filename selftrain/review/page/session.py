@@ -21,7 +21,6 @@ from selftrain.review.estimates import ReviewedBatch, batches_of
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import (
     Assignment,
-    Decision,
     LedgerReader,
     Review,
     agreement_of,
@@ -54,6 +53,9 @@ class Material:
         self._posts |= {post_id: found.get(post_id) for post_id in wanted}
         if (rounds := self._folder.finished()) != self._rounds:
             self._opinions, self._rounds = Opinions(self._folder), rounds
+
+    def __contains__(self, post_id: str) -> bool:
+        return post_id in self._posts
 
     def unknown(self, post_ids: Iterable[str]) -> list[str]:
         """Return posts that neither a manifest nor a verdict of the run knows."""
@@ -144,7 +146,7 @@ class ReviewSession:
     def undo(self, reviewer: str, post_id: str, browser: str = "") -> Json:
         """Take the decision on a post back, the reviewer's latest; return the post again."""
         with self._lock:
-            latest = self._latest(reviewer)
+            latest = self.ledger.latest(reviewer)
             if latest is not None and latest.post_id == post_id:
                 assignment = self.ledger.undo(reviewer, browser=browser)
             else:  # an answer that was lost: then the post is with them already
@@ -208,6 +210,10 @@ class ReviewSession:
             }
         else:
             post_id = assignment.item.post_id
+            if (
+                post_id not in self.material
+            ):  # a batch was drawn since: one look at the manifests for all of it
+                self.material.load(self.ledger.all_drawn())
             answer["post"] = {
                 "id": post_id, "shown": printable(post_id), "place": assignment.place,
                 **self.material.shown(post_id),
@@ -221,21 +227,17 @@ class ReviewSession:
             "opinions": self.material.opinions(post_id),
         }  # fmt: skip
 
-    def _latest(self, reviewer: str) -> Review | None:
-        """Return the reviewer's latest decision."""
-        own = [one for one in _reviews(self.ledger.decisions()) if one.reviewer == reviewer]
-        return max(own, key=lambda one: one.decided, default=None)
-
     def _last(self, reviewer: str) -> Json | None:
         """Return the reviewer's latest decision, as `_answered`."""
-        latest = self._latest(reviewer)
+        latest = self.ledger.latest(reviewer)
         return None if latest is None else self._answered(latest.post_id, latest.label)
 
     def _stats_now(self, *, fresh: bool) -> Json:
         now = self._clock()
         if self._stats is None or now - self._stats[0] >= self._refresh or fresh:
             decisions = self.ledger.decisions()
-            pace = seconds_a_post(_reviews(decisions), self.ledger.lease_seconds)
+            reviews = [review for one in decisions for review in one.reviews]
+            pace = seconds_a_post(reviews, self.ledger.lease_seconds)
             self._stats = now, {"agreement": agreement_of(decisions)._asdict(), "seconds": pace}
         return self._stats[1]
 
@@ -276,7 +278,3 @@ def seconds_a_post(reviews: Iterable[Review], longest: float) -> float | None:
         if later - earlier <= longest
     ]
     return statistics.median(gaps) if gaps else None
-
-
-def _reviews(decisions: Iterable[Decision]) -> list[Review]:
-    return [review for one in decisions for review in one.reviews]

@@ -270,3 +270,16 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
 
     with pytest.raises(RunMismatchError, match=r"555555555555, here 'sums' is 666666666666"):
         ACTModel.load(tmp_path / "o", backbone=Changed())
+
+
+def test_a_device_without_memory_is_said_so(tmp_path):
+    rows, names, machine, human, pi = drawn_set(2)
+    trainer = ACTTrainer(("class 0", "class 1"), backbone=Sums(), settings=LINEAR)
+    trainer.fit(worded(rows), machine, human, pi, validation=(worded(rows), names)).save(tmp_path)
+
+    class Full(Sums):
+        def encode(self, posts, **how):
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(TrainingError, match="out of memory over 1 posts"):
+        ACTModel.load(tmp_path, backbone=Full()).predict(worded(rows[:1]))

@@ -113,7 +113,7 @@ def test_groups_are_parts_of_the_whole():
     totals = {"early": [], "late": []}
     for seed in range(200):
         reviewed = review(pi, seed)
-        parts = label_error_by(e, pi, reviewed, wrong, names)
+        parts = label_error_by(names, e, pi, reviewed, wrong)
         whole = label_error(e, pi, reviewed, wrong)
         assert sum(one.value * one.posts for one in parts.values()) == pytest.approx(whole.value * 600)
         assert sum(one.reviewed for one in parts.values()) == 150

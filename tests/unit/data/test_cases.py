@@ -260,17 +260,21 @@ def test_entities_are_decoded_where_that_is_asked_for(tmp_path, capsys):
 
 
 def test_ids_come_back_from_a_spreadsheet():
-    from selftrain.review.exchange.review_import import matched, read_reviews
+    from selftrain.review.exchange.review_import import SpreadsheetIds, read_reviews
 
     read = read_reviews(case("spreadsheet/excel.csv"))
     known = {json.loads(line)["id"] for line in case("spreadsheet/posts.jsonl").read_text().splitlines()}
-    ids = [matched(one.post_id, known) or one.post_id for one in read.decisions]
+    ids = [SpreadsheetIds(known).find(one.post_id) or one.post_id for one in read.decisions]
     count("id that a spreadsheet changed", READ, ids == ["0084", "0078"], read)
     tasks = read_reviews(case("spreadsheet/ls_tasks_only.json"))
     count("export without reviews", READ, not tasks.refused and tasks.empty > 0, tasks)
-    assert matched("1.5E+18", {"1500000000000000123", "1600000000000000123"}) == "1500000000000000123"
-    assert matched("1.5E+18", {"1500000000000000123", "1520000000000000123"}) is None
-    assert matched("7", {"007", "0007"}) is None
+    assert (
+        SpreadsheetIds({"1500000000000000123", "1600000000000000123"}).find("1.5E+18")
+        == "1500000000000000123"
+    )
+    assert SpreadsheetIds({"1500000000000000123", "1520000000000000123"}).find("1.5E+18") is None
+    assert SpreadsheetIds({"007", "0007"}).find("7") is None
+    assert SpreadsheetIds({"0084", "1.000,5", "9e9999"}).find("84") == "0084", "whatever else is an id"
 
 
 def test_a_recipe_may_begin_with_a_byte_order_mark():
@@ -368,7 +372,7 @@ STRANGE_REVIEWS = (
 
 
 def test_reviews_of_a_strange_form_are_refused_one_by_one(tmp_path):
-    from selftrain.review.exchange.review_import import matched, read_reviews
+    from selftrain.review.exchange.review_import import SpreadsheetIds, read_reviews
 
     items = [{"data": {"post_id": "a"}} | one for one in STRANGE_REVIEWS]
     (tmp_path / "export.json").write_text(json.dumps([*items, {"data": 5}, None, {"data": {"post_id": "b"}}]))
@@ -376,7 +380,7 @@ def test_reviews_of_a_strange_form_are_refused_one_by_one(tmp_path):
     # the one choice that is a plain text is a review after all
     right = (len(read.decisions), len(read.refused), read.empty) == (1, 6, 1)
     count("reviews of another form", SET_ASIDE, right, read)
-    assert matched(" 0084 ", {"0084"}) == "0084"
+    assert SpreadsheetIds({"0084"}).find(" 0084 ") == "0084"
 
 
 def test_reviews_come_as_json_lines_too(tmp_path):

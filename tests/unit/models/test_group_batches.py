@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftrain.errors import TrainingError
-from selftrain.models.group_batches import GroupBatches
+from selftrain.models.finetune import GroupBatches
 
 SIZES = st.lists(st.integers(0, 90), min_size=5, max_size=5).filter(any)
 

@@ -12,14 +12,15 @@ from torch import nn
 
 from selftrain.errors import NonFiniteLossError
 from selftrain.models.train_loop import (
+    LOSSES,
     LossMeans,
     StepLoss,
+    TrainingLog,
     TrainingState,
     best_epoch,
     train_epochs,
     warm_up_schedule,
 )
-from selftrain.models.training_log import LOSSES, TrainingLog
 
 STEPS, EPOCHS = 4, 3
 

@@ -175,6 +175,7 @@ def test_open_reviews_are_counted_right_after_an_import(tmp_path):
 def test_a_decision_from_outside_can_be_undone_and_is_logged(tmp_path):
     folder, ledger = make(tmp_path)
     import_reviews(folder, table(tmp_path, ("p2", "", "kind", "ann")))
+    assert ledger.latest("ann").post_id == "p2", "of decisions of one moment the last"
     assert ledger.undo("ann").item.post_id == "p2"
     rows = ledger._connection.execute("SELECT reviewer, post_id, action, label FROM log").fetchall()
     assert ("ann", "p2", "import", "kind") in rows

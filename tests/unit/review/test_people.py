@@ -18,7 +18,7 @@ from selftrain.report.status import missing_reviews
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.review.reviewers import HumanReview, LedgerReviewers, waiting_for
-from selftrain.review.sampling import audit_name, request_audit
+from selftrain.review.sampling import request_audit
 from selftrain.rounds import replay
 from selftrain.selection import TopK
 from selftrain.state import RoundLimits
@@ -280,7 +280,7 @@ def test_an_audit_draws_pseudo_labels_beside_the_loops_budget(tmp_path):
         r["id"]: r for r in lines(tmp_path / "grown.jsonl") if r["provenance"]["source"] == "pseudo-label"
     }
     found = request_audit(run, budget=5)
-    assert found.batch == audit_name(run) == "audit after round 4"
+    assert found.batch == "audit after round 4"
     assert (len(found.drawn), found.new) == (5, True)
     ledger = ReviewLedger(tmp_path / LEDGER)
     entries = ledger.population(found.batch)

@@ -15,7 +15,7 @@ from sklearn.metrics import cohen_kappa_score
 from agents.trust import cohen_kappa
 from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import UNSURE, ReviewItem
+from selftrain.review.ledger_reader import UNSURE, ReviewItem, agreement_of
 
 CLASSES = ("rude", "kind", "odd")
 
@@ -220,7 +220,7 @@ def test_contested_posts_keep_the_first_label(tmp_path):
             ledger.decide(who, ledger.next_post(who).item.post_id, label)
     found = [(d.label, d.contested, len(d.reviews)) for d in ledger.decisions()]
     assert found == [("rude", True, 2), ("rude", False, 2), ("odd", False, 2), (None, False, 2)]
-    assert ledger.agreement()[:2] == (2, 1)  # who was unsure does not count
+    assert agreement_of(ledger.decisions())[:2] == (2, 1)  # who was unsure does not count
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=2, max_size=30))
@@ -241,7 +241,7 @@ def test_agreement_of_reviewers_who_differ(tmp_path):
     for who, labels in said.items():
         for label in labels:
             ledger.decide(who, ledger.next_post(who).item.post_id, str(label))
-    found = ledger.agreement()
+    found = agreement_of(ledger.decisions())
     assert found.posts == 30
     assert found.kappa == pytest.approx(cohen_kappa_score(said["ann"], said["bob"]))
 

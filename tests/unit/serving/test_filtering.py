@@ -136,10 +136,10 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
         {"id": "d", "text": "fail", "label": "no"},
         {"id": "e"},
     ]
-    measured = validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", rows))
-    assert measured.scores.labels.tolist() == [1, 0]
-    assert measured.scores.probs.tolist() == [0.9, 0.2]
-    assert measured.left_out == 2
+    scores, left_out = validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", rows))
+    assert scores.labels.tolist() == [1, 0]
+    assert scores.probs.tolist() == [0.9, 0.2]
+    assert left_out == 2
     with pytest.raises(ServingError, match="label 'maybe'"):
         validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", [rows[0] | {"label": "maybe"}]))
     with pytest.raises(ServingError, match="no labelled post"):

@@ -177,6 +177,15 @@ def test_the_parties_shares_add_up_to_the_log_odds():
         assert one.label == int(np.argmax(one.probs))
 
 
+def test_ten_agents_share_what_they_add():
+    """Their 3.6 million orders are never gone through."""
+    labelled, labels, judged, _ = world(accuracy=(0.7,) * 10, labelled=50, judged=5)
+    roles = tuple(f"agent {number}" for number in range(10))
+    for one in fit_posterior(labelled, labels, judged, roles, 2).evidence():
+        first, second = sorted(one.probs, reverse=True)
+        assert sum(one.log_odds.values()) == pytest.approx(np.log(first / second), abs=1e-6)
+
+
 def test_the_evidence_is_what_the_agents_add():
     labelled, labels, judged, _ = world(accuracy=(0.8, 0.7))
     for one in fit_posterior(labelled, labels, judged, ROLES, 2).evidence():

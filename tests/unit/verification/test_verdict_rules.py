@@ -15,13 +15,12 @@ from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import RecipeError
-from selftrain.models.trainer import HeadTrainer
+from selftrain.models.trainer import CrossFit, Fit, HeadTrainer, assign_folds
 from selftrain.rounds import replay
 from selftrain.selection import Uncertain
 from selftrain.state import RoundLimits
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored
-from selftrain.verification.cross_fit import CrossFit, Fit, assign_folds
 from selftrain.verification.rules import PosteriorRule, Unanimous
 
 NAMES = ("fine", "bad")
