@@ -142,7 +142,7 @@ def training_folder(folder, *, posts=60, frames=0):
 
 
 def questioned_run(home):
-    """Return home/run, a finished run of two rounds; its manifest answers a question about every post."""
+    """Fill home/run, a finished run of two rounds; its manifest answers a question about every post."""
     from selftrain.data.drawn import draw_posts
     from selftrain.runs import start
 
@@ -160,4 +160,3 @@ def questioned_run(home):
         "[classifier]\nepochs = 20\n[selection]\nk = 10\n[rounds]\nmax = 2\n"
     )
     list(start(recipe, home / "run").rounds())
-    return home / "run"

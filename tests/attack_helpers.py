@@ -7,8 +7,6 @@ import io
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -18,6 +16,7 @@ import psutil
 from http_helpers import ask
 from kill_helpers import ENVIRONMENT
 from PIL import Image
+from processes import Process
 
 CHILD = Path(__file__).parent / "attacks" / "serve_child.py"
 WAIT = 120  # nothing here takes so long; a test that would wait for ever fails
@@ -28,10 +27,7 @@ class Attacked:
     """A server's process: `listening on URL` or `open URL` is its first word."""
 
     def __init__(self, command, **environment):
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | environment,
-        )  # fmt: skip
+        self.process = Process(command, env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | environment)
         self.log, self.lines = [], []
         self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
         self._reader.start()
@@ -128,7 +124,7 @@ class Attacked:
 
 def serve(temporary, **told):
     """A `selftrain serve`, ready; see serve_child.py."""
-    server = Attacked([sys.executable, str(CHILD), json.dumps(told)], TMPDIR=str(temporary))
+    server = Attacked([CHILD, json.dumps(told)], TMPDIR=str(temporary))
     port = int(server.first("listening on http://127.0.0.1:").partition(",")[0])
     server.first("ready")
     return server.listening(port)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,15 +51,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function from a name and what fills a folder to that folder, filled by the first worker that asks."""
+    from filelock import FileLock
+
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        home = place / name
+        with FileLock(place / f"{name}.lock"):
+            if not (done := place / f"{name}.done").exists():
+                shutil.rmtree(home, ignore_errors=True)  # of one who failed at it
+                home.mkdir()
+                fill(home)
+                done.touch()
+        return home
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_run(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The folder of a real finished run: 120 drawn posts, two rounds of ten candidates, offline agents.
 
-    Its posts lie beside it in ``data``, its features in ``cache``. It is shared: copy it before changing it.
+    Its posts lie beside it in ``data``, its features in ``cache``. All workers share it: copy it before
+    changing it.
     """
+    return made_once("small", _small_run) / "run"
+
+
+def _small_run(home: Path) -> None:
     from selftrain.data.drawn import draw_posts
     from selftrain.runs import start
 
-    home = tmp_path_factory.mktemp("small")
     draw_posts(home / "data", 120)
     recipe = home / "small.toml"
     recipe.write_text(
@@ -67,4 +94,3 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     rounds = list(start(recipe, home / "run").rounds())
     assert [finished.number for finished in rounds] == [0, 1, 2]
-    return home / "run"

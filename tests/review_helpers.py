@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from PIL import Image
+from processes import Process
 from report_helpers import PLAIN, figures, judgment, lines
 
 from selftrain.data.task import Task, TaskClass, dump_task
@@ -103,10 +102,7 @@ class Server:
 
     def __init__(self, folder, *options):
         words = ["review", "serve", str(folder.path), "--no-browser", *options]
-        command = [sys.executable, "-m", "selftrain", *words]
-        self.process = subprocess.Popen(
-            command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.process = Process(("-m", "selftrain", *words), cwd=CHECKOUT)
         self.told = []
         for line in self.process.stdout:
             self.told.append(line.rstrip())

@@ -13,7 +13,8 @@ import re
 import string
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from agents.ask.guard import GuardWords
@@ -43,9 +44,9 @@ _LEAST_LOGPROBS = 8
 _REPEATED = re.compile(r"(.{4,60}?)\1{3,}", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AnswerSchema:
-    """What an answer looks like."""
+    """What an answer looks like; what follows from it is worked out once, for it is used at every call."""
 
     classes: tuple[str, ...]  # class names, two or more
     unsure: str  # the answer of an agent that cannot tell
@@ -55,11 +56,11 @@ class AnswerSchema:
     reverse: bool = False  # list the classes from the last to the first
     reasons_only: bool = False  # no label is written: it is asked for afterwards, or nobody asks for one
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         return (*self.classes, self.unsure)
 
-    @property
+    @cached_property
     def spelt(self) -> dict[str, str]:
         """Label -> how the model writes it: with a code before it where two labels begin alike.
 
@@ -96,6 +97,10 @@ class AnswerSchema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON schema; the order of its properties is the order in which they are written."""
+        return self._in_json
+
+    @cached_property
+    def _in_json(self) -> dict[str, Any]:
         label = {"type": "string", "enum": list(self.spelt.values())}
         rationale = {"type": "string", "minLength": 1, "maxLength": max(self.limit, 1)}
         numbers = [*map(str, range(1, self.clauses + 1)), NO_CLAUSE]
@@ -137,7 +142,7 @@ class ParsedAnswer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that the cache keeps."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], schema: AnswerSchema | GuardWords) -> ParsedAnswer:
@@ -226,7 +231,7 @@ def _parse_guard(completion: Completion, words: GuardWords) -> ParsedAnswer:
 
 def is_text(text: str) -> bool:
     """Return whether a text is one: half a surrogate pair can be written nowhere."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _clause(written: object, schema: AnswerSchema | GuardWords) -> str:

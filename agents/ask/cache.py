@@ -1,22 +1,26 @@
 """Every answer that was paid for, in one SQLite file that all runs of a folder share.
 
 An answer lies under its cache key (`agents.client.base.cache_key`): whatever changes it on purpose changes
-the key. Only answers that can be used are kept; of the others stands what they cost. A row is written as soon
-as its answer arrives and is on the disk before anybody acts on it, and carries a digest: one that was damaged
-since is no answer. Several processes may use one file at a time.
+the key. Only answers that can be used are kept; of the others stands what they cost. A row is on the disk
+before anybody acts on its answer: `Keeper` writes those that arrive meanwhile in one transaction, in a thread
+and through a connection of their own, because each waits for the disk once. It carries a digest: one that was
+damaged since is no answer. Several processes may use one file at a time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from agents.client.base import Usage
 from agents.errors import StoreError
@@ -78,6 +82,13 @@ class CachedAnswer(NamedTuple):
     seconds: float  # it took
 
 
+class Row(NamedTuple):
+    """What is to be written."""
+
+    into: str  # the table and its columns
+    values: tuple[object, ...]  # of the columns
+
+
 class ResponseCache:
     """The file, opened.
 
@@ -91,88 +102,110 @@ class ResponseCache:
             if path.exists() and not path.is_file():
                 raise StoreError(f"{path} is no file: name a SQLite file of this program, or a new one")
             path.parent.mkdir(parents=True, exist_ok=True)
-            # judgments arrive on the event loop's thread, the store is made on the caller's
-            self._connection = sqlite3.connect(
-                path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
-            )
+            self._writing = threading.Lock()
+            self._writer = self._connect()
             try:
                 self._begin()
             except BaseException:
-                self._connection.close()  # it would hold the file locked
+                self._writer.close()  # it would hold the file locked
                 raise
-            switch_to_write_ahead(self._connection)
+            switch_to_write_ahead(self._writer)
             # each answer is on the disk before it counts: a power cut loses nothing that was paid for
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._reader = self._connect()
 
-    def get(self, key: str) -> CachedAnswer | None:
-        """Return the answer under a cache key; None: there is none, or it was damaged."""
+    def _connect(self) -> sqlite3.Connection:
+        # answers arrive on the event loop's thread and are written by another; the store is made on a third
+        return sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+
+    def get(self, *keys: str) -> tuple[str, CachedAnswer] | None:
+        """Return the first of the cache keys that has an answer, with it; None: none has one.
+
+        An answer that was damaged in the file is taken away, and is none.
+        """
+        return self.find([keys])[0]
+
+    def find(self, several: Sequence[Sequence[str]]) -> list[tuple[str, CachedAnswer] | None]:
+        """Return for each of several lists of keys what `get` does; the file is asked once."""
+        keys = [key for one in several for key in one]
         with self._explained("read"):
-            row = self._connection.execute(
-                "SELECT answer, text, finish, prompt, cached, image, completion, seconds, digest"
-                " FROM responses WHERE cache_key = ?",
-                (key,),
-            ).fetchone()
-        if row is None:
-            return None
-        if row[-1] != _digest(key, row[:-1]):
-            self.discard(key, "damaged in the file")
-            return None
-        return CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
+            rows = self._reader.execute(
+                "SELECT cache_key, answer, text, finish, prompt, cached, image, completion, seconds, digest"
+                f" FROM responses WHERE cache_key IN ({', '.join('?' * len(keys))})",
+                keys,
+            ).fetchall()
+        kept: dict[str, CachedAnswer] = {}
+        for key, *row, digest in rows:
+            if digest == _digest(key, row):
+                kept[key] = CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
+            else:
+                self.discard(key, "damaged in the file")
+        return [next(((key, kept[key]) for key in one if key in kept), None) for one in several]
 
     def put(self, key: str, cached: CachedAnswer, note: Note) -> None:
         """Keep an answer. The first one under a key stays: a second was paid by another process.
 
         Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.
         """
-        seconds = float(cached.seconds)  # as the column gives it back: the digest is of what is read
-        row = (json.dumps(cached.answer), cached.text, cached.finish, *cached.usage, seconds)
-        values = (key, *row[:3], _digest(key, row), *_cost(note, cached.usage, seconds))
-        self._insert(f"responses (cache_key, answer, text, finish, digest, {_COST_COLUMNS})", values)
+        self.write([kept_row(key, cached, note)])
 
     def charge(self, fault: str, usage: Usage, seconds: float, note: Note) -> None:
         """Note what an answer cost that cannot be used, and why; it is no answer to anything."""
-        self._insert(f"unusable (fault, {_COST_COLUMNS})", (fault, *_cost(note, usage, seconds)))
+        self.write([unusable_row(fault, usage, seconds, note)])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write rows, all or none of them; they are on the disk when this returns. From any thread."""
+        with self._explained("written"), self._transaction() as connection:
+            for into, values in rows:
+                places = ", ".join("?" * len(values))
+                connection.execute(f"INSERT OR IGNORE INTO {into} VALUES ({places})", values)
 
     def discard(self, key: str, fault: str) -> None:
         """Take away an answer that cannot be used after all; what it cost stays noted."""
         logger.warning("an answer in %s cannot be used and is asked for again: %s", self.path, fault)
-        with self._explained("written"):
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute(
+        with self._explained("written"), self._transaction() as connection:
+            connection.execute(
                 f"INSERT INTO unusable (fault, {_COST_COLUMNS}) SELECT ?, {_COST_COLUMNS}"
                 " FROM responses WHERE cache_key = ?",
                 (fault, key),
             )
-            self._connection.execute("DELETE FROM responses WHERE cache_key = ?", (key,))
-            self._connection.execute("COMMIT")
+            connection.execute("DELETE FROM responses WHERE cache_key = ?", (key,))
 
     def spent(self, run: str) -> Usage:
         """Return the tokens that a run has paid for, in all its starts."""
         with self._explained("read"):
             usable, unusable = (
-                Usage(*self._connection.execute(f"{_SUM} {table} WHERE run = ?", (run,)).fetchone())
+                Usage(*self._reader.execute(f"{_SUM} {table} WHERE run = ?", (run,)).fetchone())
                 for table in ("responses", "unusable")
             )
         return usable.plus(unusable)
 
     def close(self) -> None:
         """Close the file; safe to repeat."""
-        self._connection.close()
+        self._reader.close()
+        self._writer.close()
 
-    def _insert(self, into: str, values: tuple[object, ...]) -> None:
-        places = ", ".join("?" * len(values))
-        with self._explained("written"):
-            self._connection.execute(f"INSERT OR IGNORE INTO {into} VALUES ({places})", values)
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._writing:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
 
     def _begin(self) -> None:
         """Make the tables of a new file; see that another is ours before anything is written into it."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        (owner,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        (things,) = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        self._writer.execute("BEGIN IMMEDIATE")
+        (owner,) = self._writer.execute("PRAGMA application_id").fetchone()
+        (version,) = self._writer.execute("PRAGMA user_version").fetchone()
+        (things,) = self._writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if (owner, version, things) == (0, 0, 0):
             for statement in _CREATE:
-                self._connection.execute(statement)
+                self._writer.execute(statement)
         elif owner != APPLICATION_ID and (version, things) != (2, 2):
             raise StoreError(
                 f"{self.path} is a SQLite file of another program, in which nothing is written: name another"
@@ -182,7 +215,7 @@ class ResponseCache:
                 f"{self.path} is a cache of version {version}; this program reads version {SCHEMA_VERSION}: "
                 "use the program that wrote it, or name another file"
             )
-        self._connection.execute("COMMIT")
+        self._writer.execute("COMMIT")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -195,6 +228,104 @@ class ResponseCache:
                 f"the answers in {self.path} cannot be {what} ({error}); expected a SQLite file of this"
                 " program on a disk with room: make room, or name another file"
             ) from error
+
+
+_Found: TypeAlias = "asyncio.Future[tuple[str, CachedAnswer] | None]"
+_MOST_AT_ONCE = 200  # questions that the file is asked at a time, each of a few keys
+
+
+class Keeper:
+    """The answers of one event loop, looked up and written in groups: each group costs what one would."""
+
+    def __init__(self, cache: ResponseCache) -> None:
+        self._cache = cache
+        self._thread = ThreadPoolExecutor(1, "answers")
+        self._asked: list[tuple[Sequence[str], _Found]] = []
+        self._rows: list[tuple[Row, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def find(self, keys: Sequence[str]) -> tuple[str, CachedAnswer] | None:
+        """Return what `ResponseCache.get` does, for whoever asks at the same moment together."""
+        loop = asyncio.get_running_loop()
+        found: _Found = loop.create_future()
+        self._asked.append((keys, found))
+        if len(self._asked) == 1:
+            loop.call_soon(self._look_up)
+        return await found
+
+    def _look_up(self) -> None:
+        asked, self._asked = self._asked, []
+        for begin in range(0, len(asked), _MOST_AT_ONCE):
+            some = [(keys, found) for keys, found in asked[begin : begin + _MOST_AT_ONCE] if not found.done()]
+            try:
+                answers = self._cache.find([keys for keys, _ in some])
+            except StoreError as error:
+                for _, found in some:
+                    found.set_exception(error)
+                continue
+            for (_, found), answer in zip(some, answers, strict=True):
+                found.set_result(answer)
+
+    async def keep(self, row: Row) -> None:
+        """Return once `row` is on the disk.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        written = asyncio.get_running_loop().create_future()
+        self._rows.append((row, written))
+        if self._task is None:
+            self._task = asyncio.create_task(self._write_groups())
+        await written
+
+    async def _write_groups(self) -> None:
+        try:
+            while self._rows:
+                group, self._rows = self._rows, []
+                errors = await self._in_thread([row for row, _ in group])
+                for (_, written), error in zip(group, errors, strict=True):
+                    if written.done():
+                        continue  # whoever waited was cancelled; the answer is kept all the same
+                    if error is None:
+                        written.set_result(None)
+                    else:
+                        written.set_exception(error)
+        finally:
+            self._task = None
+            if self._rows:  # the loop ends; what came is paid for
+                self._write([row for row, _ in self._rows])
+
+    async def _in_thread(self, rows: Sequence[Row]) -> list[StoreError | None]:
+        writing = self._thread.submit(self._write, rows)
+        try:
+            return await asyncio.wrap_future(writing)
+        except asyncio.CancelledError:
+            if writing.cancelled():  # before it began; what came is paid for
+                self._write(rows)
+            raise
+
+    def _write(self, rows: Sequence[Row]) -> list[StoreError | None]:
+        """Return for each row why it could not be written, or None."""
+        try:
+            self._cache.write(rows)
+        except StoreError as error:
+            if len(rows) == 1:
+                return [error]
+            return [each for row in rows for each in self._write([row])]  # one bad row takes no other along
+        return [None] * len(rows)
+
+
+def kept_row(key: str, cached: CachedAnswer, note: Note) -> Row:
+    """Return the row of an answer under a cache key; see `ResponseCache.put`."""
+    seconds = float(cached.seconds)  # as the column gives it back: the digest is of what is read
+    row = (json.dumps(cached.answer), cached.text, cached.finish, *cached.usage, seconds)
+    values = (key, *row[:3], _digest(key, row), *_cost(note, cached.usage, seconds))
+    return Row(f"responses (cache_key, answer, text, finish, digest, {_COST_COLUMNS})", values)
+
+
+def unusable_row(fault: str, usage: Usage, seconds: float, note: Note) -> Row:
+    """Return the row of an answer that cannot be used; see `ResponseCache.charge`."""
+    return Row(f"unusable (fault, {_COST_COLUMNS})", (fault, *_cost(note, usage, seconds)))
 
 
 def _cost(note: Note, usage: Usage, seconds: float) -> tuple[object, ...]:

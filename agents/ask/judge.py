@@ -121,6 +121,7 @@ class VLMAgent:
         self.schema = AnswerSchema(
             brief.names, brief.unsure, form or protocol.form, rationale_chars, clauses=len(self._clauses)
         )
+        self._variants: dict[tuple[bool, bool], AnswerSchema] = {}
         # role -> the correction of its probabilities; empty before a panel is fitted
         self.calibrations: dict[str, LabelCalibration] = {}
         self._prompts = prompts
@@ -150,12 +151,18 @@ class VLMAgent:
             return PostPrompt(post, shown, guard, query.role, query.step, seed=self._seed)
         # the second agent reads the classes the other way round: what a place in a list does cancels out
         reverse = query.role == ROLES[1]
-        schema = replace(self.schema, reverse=reverse, reasons_only=query.argues or self.label_apart)
-        if schema.reasons_only and not schema.limit:
-            schema = replace(schema, form="reason_first")
+        schema = self._variant(reverse, query.argues or self.label_apart)
         asked = self._prompts.asking(query, post, schema)
         messages = (self._system, *self._example_turns(post.post.id), asked)
         return PostPrompt(post, messages, schema, query.role, query.step, seed=self._seed)
+
+    def _variant(self, reverse: bool, reasons_only: bool) -> AnswerSchema:
+        if (reverse, reasons_only) not in self._variants:
+            schema = replace(self.schema, reverse=reverse, reasons_only=reasons_only)
+            if reasons_only and not schema.limit:
+                schema = replace(schema, form="reason_first")
+            self._variants[reverse, reasons_only] = schema
+        return self._variants[reverse, reasons_only]
 
     def prompts_of(self, post: PreparedPost, query: Query, rationale: str) -> list[PostPrompt]:
         """Return the prompt that asks `query`, and the one that asks for its label where that is apart."""

@@ -7,13 +7,13 @@ draw of its own. Every attempt has a cache key of its own, so that what a later 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
-from agents.ask.cache import CachedAnswer, Note, ResponseCache
-from agents.ask.prepare import PreparedPost, encoder
+from agents.ask.cache import CachedAnswer, Keeper, Note, ResponseCache, kept_row, unusable_row
+from agents.ask.prepare import PictureLoader, PreparedPost, encoder
 from agents.client.base import (
     Backend,
     ChatRequest,
@@ -23,7 +23,7 @@ from agents.client.base import (
     Recorded,
     Sampling,
     Usage,
-    cache_key,
+    cache_keys,
 )
 from agents.errors import JudgmentError, ServerRefusedError, TokenCapError
 
@@ -136,6 +136,7 @@ class Account:
 
     def __init__(self, cache: ResponseCache, run: str, cap: int | None) -> None:
         self.cache, self.run, self.cap = cache, run, cap
+        self.keeper = Keeper(cache)
         self.totals = UsageTotals()
         self.stopped = False
         self._spent = cache.spent(run).total
@@ -187,10 +188,12 @@ class MeteredClient:
     Its `backend` is open and says that it is `identity`; see `agents.ask.runner.Runner` for the rest.
     """
 
-    def __init__(self, backend: Backend, identity: Identity, account: Account, manner: Manner) -> None:
+    def __init__(
+        self, backend: Backend, identity: Identity, account: Account, manner: Manner, pictures: PictureLoader
+    ) -> None:
         self.identity = identity
         self.source = f"vlm:{identity.model}" + (f"@{identity.revision[:12]}" if identity.revision else "")
-        self._backend, self._account, self._manner = backend, account, manner
+        self._backend, self._account, self._manner, self._pictures = backend, account, manner, pictures
         known: dict[Recorded, str] = {
             "server": identity.server,
             "context": str(identity.context),
@@ -212,12 +215,12 @@ class MeteredClient:
         attempts = self._manner.attempts
         requests = [prompt.request(attempt, self._manner) for attempt in range(attempts)]
         also = self._also | prompt.schema.keyed()
-        keys = [cache_key(request, self.identity, also) for request in requests]
+        keys = cache_keys(requests, self.identity, also)
         # whichever attempt brought it: those before it could not be used and are not bought again
-        for attempt, key in enumerate(keys):
-            if (kept := self._stored(key, prompt.schema)) is not None:
-                self._account.add(stored=1)
-                return Response(kept, self.source, "", attempt + 1, key[:16])
+        if (kept := await self._stored(keys, prompt.schema)) is not None:
+            self._account.add(stored=1)
+            key, answer = kept
+            return Response(answer, self.source, "", keys.index(key) + 1, key[:16])
         for attempt, (key, request) in enumerate(zip(keys, requests, strict=True)):
             answer = await self._answer(key, request, prompt, attempt)
             if not answer.fault:
@@ -228,18 +231,18 @@ class MeteredClient:
 
     async def measure(self, prompt: PostPrompt) -> PromptSize:
         """Return the size of a prompt; no answer is asked for."""
-        return await self._backend.measure(prompt.request(0, self._manner))
+        request = await self._pictures.load(prompt.request(0, self._manner))
+        return await self._backend.measure(request)
 
-    def _stored(self, key: str, schema: AnyForm) -> ParsedAnswer | None:
-        """Return the kept answer under a key; one that is none any more is taken away."""
-        cached = self._account.cache.get(key)
-        if cached is None:
-            return None
-        try:
-            return ParsedAnswer.from_json(cached.answer, schema)
-        except JudgmentError as error:
-            self._account.cache.discard(key, str(error))
-            return None
+    async def _stored(self, keys: Sequence[str], schema: AnyForm) -> tuple[str, ParsedAnswer] | None:
+        """Return the first kept answer under the keys, with its key; those that are none are taken away."""
+        while (found := await self._account.keeper.find(keys)) is not None:
+            key, cached = found
+            try:
+                return key, ParsedAnswer.from_json(cached.answer, schema)
+            except JudgmentError as error:
+                self._account.cache.discard(key, str(error))
+        return None
 
     async def _answer(self, key: str, request: ChatRequest, prompt: PostPrompt, attempt: int) -> ParsedAnswer:
         """Buy one answer; whoever asks the same meanwhile waits for this one."""
@@ -264,6 +267,7 @@ class MeteredClient:
 
     async def _buy(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
         account = self._account
+        request = await self._pictures.load(request)
         if account.stopped:
             raise StoppedError
         held = account.reserve(request.sampling.max_tokens)
@@ -280,8 +284,10 @@ class MeteredClient:
         account.paid(usage, seconds)
         answer = parse_answer(completion, schema)
         if answer.fault:
-            account.cache.charge(answer.fault, usage, seconds, note)
+            row = unusable_row(answer.fault, usage, seconds, note)
         else:
             kept = CachedAnswer(answer.to_json(), completion.text, completion.finish, usage, seconds)
-            account.cache.put(key, kept, note)
+            row = kept_row(key, kept, note)
+        # nobody gets the answer before it is on the disk: what is acted on is never paid for again
+        await account.keeper.keep(row)
         return answer

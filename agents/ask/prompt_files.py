@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from string import Template
 from typing import ClassVar
@@ -91,6 +92,8 @@ class PromptFiles:
     def __init__(self, brief: Brief, *, folder: Path | None = None, text_chars: int = 4000) -> None:
         self.brief = brief
         self._text_chars = text_chars
+        # of the posts that are asked about just now: all that is asked about one begins alike
+        self._opening = lru_cache(maxsize=256)(self._opened)
         self._templates = {file.name: _read_template(file) for file in self.built_in.glob("*.txt")}
         for file in _own_files(folder, self._templates) if folder is not None else ():
             template, allowed = _read_template(file), set(self._templates[file.name].get_identifiers())
@@ -133,16 +136,18 @@ class PromptFiles:
         Templates of chat models join the parts as they are: without the line breaks the question would go on
         in the last line of the quotation.
         """
-        seen = {0: "no picture", 1: "one picture"}.get(len(pictures), f"{len(pictures)} pictures")
+        return Message("user", (self._opening(text, len(pictures)) + "\n", *pictures, "\n" + ending))
+
+    def _opened(self, text: str, pictures: int) -> str:
+        """Return what stands before a post's pictures."""
+        seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")
         shown = cut(sanitize(text), self._text_chars)
         if not shown.text.strip():
-            about = self.fill("post", contents=f"no words and {seen}", words="")
-        else:
-            words = quoted(shown.text)
-            if shown.shortened:
-                words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
-            about = self.fill("post", contents=f"words and {seen}", words=words)
-        return Message("user", (about + "\n", *pictures, "\n" + ending))
+            return self.fill("post", contents=f"no words and {seen}", words="")
+        words = quoted(shown.text)
+        if shown.shortened:
+            words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
+        return self.fill("post", contents=f"words and {seen}", words=words)
 
 
 def listed(answers: Iterable[str]) -> str:

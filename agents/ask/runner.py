@@ -27,7 +27,7 @@ from agents.ask.metering import (
     StoppedError,
     UsageTotals,
 )
-from agents.ask.prepare import Opener, PreparedPost, prepare_post
+from agents.ask.prepare import Opener, PictureLoader, PreparedPost
 from agents.client.base import Backend, Identity, PromptSize
 from agents.errors import CallFailedError, RequestRefusedError
 from agents.judgment import PostLike
@@ -80,7 +80,7 @@ class Runner:
         self.cache = cache
         self.max_images = max_images
         self._models = {DEFAULT: (backend, manner), **(others or {})}
-        self._opener, self._image_side = opener, image_side
+        self._pictures = PictureLoader(opener, image_side)
         self._account = Account(cache, run, token_cap)
         self._width = width
         self._progress = progress
@@ -156,12 +156,12 @@ class Runner:
                 self._begun.add(place)  # also if it fails: what was begun is to be closed
                 backend, manner = self._models[place]
                 identity = await backend.open()
-                self._clients[place] = MeteredClient(backend, identity, self._account, manner)
+                self._clients[place] = MeteredClient(backend, identity, self._account, manner, self._pictures)
         return self._clients[place]
 
     async def prepare(self, post: PostLike) -> PreparedPost:
-        """Return `post` with its pictures as they are sent."""
-        return await prepare_post(post, self._opener, side=self._image_side, most=self.max_images)
+        """Return `post` with its pictures, which are decoded once they are sent."""
+        return await self._pictures.prepare(post, self.max_images)
 
     async def ask(self, prompt: PostPrompt) -> Response:
         """Return what comes back on `prompt`; FAILED with the reason when nothing usable does.

@@ -46,7 +46,8 @@ def sanitize(text: str, special: Collection[str] = ()) -> str:
         special: Strings that the tokenizer at hand treats as single tokens, beyond the common forms.
     """
     plain = _LINE_ENDS.sub("\n", text)
-    plain = "".join(c for c in plain if c in _KEPT or unicodedata.category(c) not in _UNSEEN)
+    if not plain.replace("\n", "").isprintable():
+        plain = "".join(c for c in plain if c in _KEPT or unicodedata.category(c) not in _UNSEEN)
     plain = _BRACKETED.sub("⟦", plain.translate(_ANGLES))
     for string in sorted(special, key=len, reverse=True):
         if len(string) > 1 and string in plain:

@@ -12,9 +12,10 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -24,13 +25,15 @@ from agents.errors import ServerRefusedError
 
 
 class Picture(NamedTuple):
-    """An encoded image as it is sent."""
+    """An image as it is sent."""
 
     # SHA-256, in hex, of the file it was made of, and how large it was made: the same whichever encoder wrote
     # `data`, so that a newer one buys no answer again
     source: str
     media_type: str
-    data: bytes
+    data: bytes  # encoded; empty where it is yet to be made of `path`
+    path: Path | None = None  # the file
+    url: bytes = b""  # as JSON has it, where it was made already: `messages.data_url`
 
 
 Part: TypeAlias = str | Picture
@@ -41,6 +44,11 @@ class Message(NamedTuple):
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[Part, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, pictures by their source."""
+        parts = [part if isinstance(part, str) else {"picture": part.source} for part in self.parts]
+        return {"role": self.role, "parts": parts}
 
 
 class Sampling(NamedTuple):
@@ -68,13 +76,7 @@ class ChatRequest:
     def to_json(self) -> dict[str, Any]:
         """Return everything that changes an answer on purpose, pictures by their source; JSON values."""
         return {
-            "messages": [
-                {
-                    "role": m.role,
-                    "parts": [p if isinstance(p, str) else {"picture": p.source} for p in m.parts],
-                }
-                for m in self.messages
-            ],
+            "messages": [turn.to_json() for turn in self.messages],
             "schema": self.schema,
             "sampling": self.sampling._asdict(),
             "extra": dict(self.extra),
@@ -101,7 +103,7 @@ class Token(NamedTuple):
 
     text: str
     logprob: float
-    alternatives: tuple[tuple[str, float], ...]
+    alternatives: Sequence[tuple[str, float]]
 
 
 class Usage(NamedTuple):
@@ -177,16 +179,51 @@ Recorded: TypeAlias = Literal["server", "context", "encoder"]
 its version, the context length, what encoded the pictures."""
 
 
-def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] | None = None) -> str:
-    """Return the key of an answer: SHA-256, in hex, of the request and of who answers it.
+def cache_keys(
+    requests: Sequence[ChatRequest], identity: Identity, also: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the keys of answers: SHA-256, in hex, of the request and of who answers it.
 
     A change of model, adapter, revision, prompt, picture file or size, sampling or schema is another key, and
-    whatever `also` names; an upgrade of server or libraries is not: nothing is bought again for it.
+    whatever `also` names; an upgrade of server or libraries is not: nothing is bought again for it. Requests
+    that differ in their sampling alone (the attempts at one prompt) share the work of the rest.
     """
+    keys, last = list[str](), None
+    opening = _who_in_json(identity, tuple(sorted((also or {}).items())))
+    for request in requests:
+        if last is None or request.messages is not last.messages or request.extra != last.extra:
+            # what follows is JSON with its keys in order: extra, messages, sampling, schema
+            turns = ",".join(map(_turn_in_json, request.messages))
+            text = f'{opening}"request":{{"extra":{_json(dict(request.extra))},"messages":[{turns}],'
+            begun = hashlib.sha256(text.encode())
+        if last is None or request.schema is not last.schema:
+            schema = _json(request.schema)
+        digest, last = begun.copy(), request
+        digest.update(f'"sampling":{_json(request.sampling._asdict())},"schema":{schema}}}}}'.encode())
+        keys.append(digest.hexdigest())
+    return keys
+
+
+def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] | None = None) -> str:
+    """Return the key of one answer, see `cache_keys`."""
+    return cache_keys([request], identity, also)[0]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+
+
+@lru_cache(maxsize=16)
+def _who_in_json(identity: Identity, also: tuple[tuple[str, str], ...]) -> str:
+    """Return the beginning of what keys are made of."""
     who = {name: getattr(identity, name) for name in ("model", "root", "base", "revision")}
-    material = {"request": request.to_json(), "identity": who | dict(also or {})}
-    text = json.dumps(material, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return f'{{"identity":{_json(who | dict(also))},'
+
+
+@lru_cache(maxsize=256)
+def _turn_in_json(turn: Message) -> str:
+    """Return a turn as keys have it; the first ones of a prompt are those of many."""
+    return _json(turn.to_json())
 
 
 def picture(data: bytes, media_type: str) -> Picture:
@@ -247,12 +284,14 @@ def is_usable(url: str) -> bool:
 
     Else the libraries below raise each an error of its own, in the middle of a call.
     """
-    import httpx2
-
     try:
-        host, port = httpx2.URL(url).host, urlsplit(url).port
+        host, port = urlsplit(url).hostname or "", urlsplit(url).port
+        if re.fullmatch(r"[\d.]+", host):
+            ipaddress.ip_address(host)
+        if re.search(r"[\x00-\x20\x7f<>^`{|}%\\]", host):
+            return False
         looked_up = host.encode("idna")  # as the resolver will: labels of 1 to 63 characters
-    except (httpx2.InvalidURL, ValueError):
+    except ValueError:
         return False
     return urlsplit(url).scheme in ("http", "https") and bool(looked_up) and port != 0
 

@@ -24,10 +24,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Generic, TypeVar
-
-import anyio
-import tenacity
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from agents.client.base import ChatRequest, Completion, Identity, Message, PromptSize, Sampling
 from agents.client.dialect import EVERYTHING, Dialect
@@ -38,6 +35,7 @@ from agents.client.messages import (
     ChatAnswer,
     TokenCount,
     chat_body,
+    encode,
     read_body,
     tokenize_body,
 )
@@ -47,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_BACKOFF = 30.0
 TOKENIZE_ABSENT = "An estimate needs vLLM's /tokenize: use a vLLM server, or go without the estimate"
+CLOSED = "the chat client was closed before this call was answered"
 _BODY_BYTES, _TOKEN_BYTES = 1 << 20, 200
 """Of an answer: what it may weigh at most without its tokens, and what one alternative of a token weighs."""
 
@@ -60,7 +59,7 @@ class Call(Generic[T]):
     path: str  # of the endpoint
     affinity: str  # see `ChatRequest`
     # makes the body, for each try when it is sent: calls that wait hold no encoded pictures
-    body: Callable[[], Mapping[str, Any]]
+    body: Callable[[], bytes]
     read: Callable[[bytes, float], T]  # reads the answer, given the seconds it took
     most_bytes: int = MOST_BYTES  # that the answer may weigh
     failed_at: set[Endpoint] = field(default_factory=set)  # endpoints that were lost under this call
@@ -116,7 +115,7 @@ class ChatClient:
         self.dialect = EVERYTHING  # what the servers understand, as far as is known
         self._fleet: Fleet | None = None
         self._identity: Identity | None = None
-        self._calls: set[anyio.CancelScope] = set()  # those under way, wherever they are
+        self._calls: set[asyncio.Timeout] = set()  # those under way, wherever they are
         self._idle = asyncio.Event()  # whether there are none
         self._idle.set()
         self._closed = False
@@ -166,7 +165,7 @@ class ChatClient:
         return Call(
             "/v1/chat/completions",
             request.affinity,
-            lambda: chat_body(request, model, dialect),
+            lambda: encode(chat_body(request, model, dialect)),
             lambda raw, seconds: read_body(raw, ChatAnswer).completion(seconds=seconds),
             most_answer_bytes(request.sampling),
         )
@@ -191,8 +190,9 @@ class ChatClient:
         self._closed = True
         if self._fleet is None:
             return
-        for scope in self._calls:
-            scope.cancel()
+        for call in self._calls:
+            if not call.expired():
+                call.reschedule(now())
         await self._fleet.close()
         await self._idle.wait()
         for endpoint in self._fleet.all:
@@ -213,36 +213,33 @@ class ChatClient:
         _, model = self._opened()
         return await self._answer(
             Call(
-                "/tokenize", affinity, lambda: tokenize_body(messages, model),
+                "/tokenize", affinity, lambda: encode(tokenize_body(messages, model)),
                 lambda raw, _: read_body(raw, TokenCount).count,
             )
         )  # fmt: skip
 
     async def _answer(self, call: Call[T]) -> T:
         """Return the answer to one call, after as many tries as it takes or is allowed."""
-        retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self._retries + 1),
-            wait=self._pause,
-            retry=tenacity.retry_if_result(_is_passing),
-            before_sleep=self._report_retry,
-            # out of tries: the last failure is the outcome
-            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
-        )
-        # `close` ends the call wherever it is: in line, in flight or between two tries
-        scope = anyio.CancelScope()
         if self._closed:
-            scope.cancel()
-        self._calls.add(scope)
+            raise CallFailedError(CLOSED)
+        # `close` ends the call wherever it is: in line, in flight or between two tries
+        end = asyncio.timeout(None)
+        self._calls.add(end)
         self._idle.clear()
         try:
-            with scope:
-                outcome: T | Failure = await retrying(self._attempt, call)
+            async with end:
+                outcome = await self._attempt(call)
+                for retry in range(self._retries):
+                    if not _is_passing(outcome):
+                        break
+                    await self._pause(outcome, retry)
+                    outcome = await self._attempt(call)
+        except TimeoutError:
+            raise CallFailedError(CLOSED) from None
         finally:
-            self._calls.discard(scope)
+            self._calls.discard(end)
             if not self._calls:
                 self._idle.set()
-        if scope.cancelled_caught:
-            raise CallFailedError("the chat client was closed before this call was answered")
         if isinstance(outcome, Failure):
             raise self._error(outcome, call)
         return outcome
@@ -252,7 +249,7 @@ class ChatClient:
         fleet, _ = self._opened()
         while True:
             endpoint = await fleet.choose(call.affinity, call.avoid)
-            async with endpoint.limiter.places:
+            async with endpoint.limiter:
                 if not endpoint.up:
                     continue  # it went down while this call stood in line there
                 outcome = await self._try_at(fleet, endpoint, call)
@@ -266,19 +263,11 @@ class ChatClient:
     async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: Call[T]) -> T | Failure:
         """Send one request, and pass on what comes of it about the endpoint."""
         sent, times_up = now(), endpoint.times_up
-        # a failed probe ends the flight: from a machine that lost its network nothing ever comes
-        outcome: T | Failure = Failure("lost", endpoint.url)
-        with anyio.CancelScope() as flight:
-            endpoint.flights.add(flight)
-            try:
-                came = await endpoint.exchange(call.path, call.body(), call.most_bytes)
-                outcome = came if isinstance(came, Failure) else call.read(came, now() - sent)
-            except BrokenAnswerError as error:
-                outcome = Failure("broken", endpoint.key.clean(f"{endpoint.url}: {error}"))
-            finally:
-                endpoint.flights.discard(flight)
-        if flight.cancelled_caught:
-            return Failure("lost", endpoint.reason or endpoint.url)
+        came = await endpoint.exchange(call.path, call.body(), call.most_bytes)
+        try:
+            outcome: T | Failure = came if isinstance(came, Failure) else call.read(came, now() - sent)
+        except BrokenAnswerError as error:
+            outcome = Failure("broken", endpoint.key.clean(f"{endpoint.url}: {error}"))
         kind, limiter = outcome.kind if isinstance(outcome, Failure) else "answered", endpoint.limiter
         if (kind == "answered" and limiter.succeeded()) or (
             kind in ("busy", "late") and limiter.overloaded(sent, now())
@@ -289,15 +278,13 @@ class ChatClient:
             fleet.mark_down(endpoint, outcome.reason)
         return outcome
 
-    def _pause(self, state: tenacity.RetryCallState) -> float:
-        """Return seconds: exponential back-off with full jitter, after what the server asks for."""
-        longest = min(LONGEST_BACKOFF, self._backoff * 2.0 ** (state.attempt_number - 1))
-        asked = _failure_of(state).wait or 0.0
-        return self._random.uniform(0.0, longest) + min(asked, self._patience)
-
-    def _report_retry(self, state: tenacity.RetryCallState) -> None:
-        figures = {"retry": state.attempt_number, "of": self._retries, "wait": state.upcoming_sleep}
-        self._report("retry", {"reason": _failure_of(state).reason, **figures})
+    async def _pause(self, failure: Failure, retry: int) -> None:
+        """Wait before a retry: exponential back-off with full jitter, after what the server asks for."""
+        longest = min(LONGEST_BACKOFF, self._backoff * 2.0**retry)
+        wait = self._random.uniform(0.0, longest) + min(failure.wait or 0.0, self._patience)
+        figures = {"reason": failure.reason, "retry": retry + 1, "of": self._retries, "wait": wait}
+        self._report("retry", figures)
+        await asyncio.sleep(wait)
 
     def _error(self, failure: Failure, call: Call[T]) -> ChatError:
         if _is_passing(failure):
@@ -323,13 +310,6 @@ def most_answer_bytes(sampling: Sampling) -> int:
     return _BODY_BYTES + sampling.max_tokens * (sampling.top_logprobs + 2) * _TOKEN_BYTES
 
 
-def _is_passing(outcome: object) -> bool:
+def _is_passing(outcome: object) -> TypeGuard[Failure]:
     """Return whether this is a failure that another try may not meet."""
     return isinstance(outcome, Failure) and outcome.kind not in ("request", "us")
-
-
-def _failure_of(state: tenacity.RetryCallState) -> Failure:
-    """Return the failure after which there is another try."""
-    assert state.outcome is not None
-    failure: Failure = state.outcome.result()
-    return failure

@@ -1,7 +1,7 @@
 """One server that a chat client may call: its connections, how busy it is, and what an exchange ends in.
 
 An exchange with a server ends in bytes or in a `Failure`. Failures are values, not exceptions, because the
-client library's exceptions carry the request's headers and the server's words: whoever raises later has no
+HTTP library's exceptions carry the request's headers and the server's words: whoever raises later has no
 such exception in its context, and no key in any traceback.
 """
 
@@ -10,27 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextvars import ContextVar
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
-
-import anyio
 
 from agents.client.base import Route, is_usable, route_to
 from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
-    from httpx2 import Response
-    from openai import APIStatusError, AsyncOpenAI
+    from aiohttp import ClientResponse, ClientSession
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 2.0
@@ -42,8 +40,6 @@ ELSEWHERE = "it sends us elsewhere: give the final URL"
 _SECRET = 8  # characters of a key that is one
 MOST_BYTES = 8 << 20
 """Of a body where nothing else is said: a list of models may hold hundreds."""
-
-_most_bytes: ContextVar[int] = ContextVar("most_bytes", default=MOST_BYTES)
 
 Kind: TypeAlias = Literal["busy", "late", "broken", "lost", "request", "us"]
 """busy: 429, 503; late: no answer in time; broken: an answer that cannot be read; lost: no connection, or
@@ -62,20 +58,40 @@ class Failure:
     wait: float | None = None  # seconds that the server asks us to wait (Retry-After); None: it does not say
 
 
+class HttpReply(NamedTuple):
+    """An answer over HTTP."""
+
+    status: int
+    body: bytes  # without the key
+    reason: str = ""  # the server's word for the status
+    wait: float | None = None  # as in `Failure`
+    via: str = ""  # words about the proxy that may be the one who answers
+
+    @property
+    def words(self) -> str:
+        """The body for a message: the server's own words where it is an error in JSON."""
+        text = server_words(self.body.decode("utf-8", "replace").strip())
+        text = text if len(text) <= 300 else text[:297] + "..."
+        if 300 <= self.status < 400:
+            text = ELSEWHERE
+        return (text if self.status == 0 else f"HTTP {self.status}, {text}") + self.via
+
+
 class Key:
     """The API key in an environment variable, and its removal from whatever is shown.
 
     Args:
         variable: Name of the environment variable; unset or empty: servers get "EMPTY", as vLLM's own
             examples send where no key is asked for.
+        value: The key itself, where it was read already.
 
     Raises:
         ServerRefusedError: The variable holds what no HTTP header can carry.
     """
 
-    def __init__(self, variable: str) -> None:
+    def __init__(self, variable: str, value: str | None = None) -> None:
         self.variable = variable
-        self._value = os.environ.get(variable, "").strip()
+        self._value = (os.environ.get(variable, "") if value is None else value).strip()
         if not all("!" <= character <= "~" for character in self._value):
             raise ServerRefusedError(
                 f"the key in the environment variable {variable} holds blanks or characters outside ASCII; "
@@ -95,8 +111,14 @@ class Key:
         return self._value or "EMPTY"
 
     def mask(self, data: bytes) -> bytes:
-        """Return what a server sent without the key, which it may show to us and we would keep."""
-        return mask(data, self._value, self.variable)
+        """Return what a server sent without the key, which it may show to us and we would keep.
+
+        A short key is no secret, and part of many a word.
+        """
+        if len(self._value) >= _SECRET:
+            for shown in (self._value, json.dumps(self._value)[1:-1]):
+                data = data.replace(shown.encode(), f"[{self.variable}]".encode())
+        return data
 
     def clean(self, text: str) -> str:
         """Return `text` on one line, without the key and cut to a length that can be read."""
@@ -105,14 +127,6 @@ class Key:
                 text = text.replace(shown, f"[{self.variable}]")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
-
-
-def mask(data: bytes, key: str, name: str) -> bytes:
-    """Return `data` with `name` in place of the key; a short key is no secret, and part of many a word."""
-    if len(key) >= _SECRET:
-        for shown in (key, json.dumps(key)[1:-1]):
-            data = data.replace(shown.encode(), f"[{name}]".encode())
-    return data
 
 
 class Limiter:
@@ -128,8 +142,31 @@ class Limiter:
     def __init__(self, maximum: int) -> None:
         if maximum < 1:
             raise ValueError(f"a limit of {maximum} calls in flight: expected 1 or more")
-        self.places = anyio.CapacityLimiter(maximum)
+        self.in_flight = 0
+        self._line: deque[asyncio.Future[None]] = deque()  # those who wait for a place, in their order
         self._maximum, self._limit, self._last_cut = maximum, float(maximum), float("-inf")
+
+    async def __aenter__(self) -> None:
+        """Wait for a place."""
+        if self.in_flight < self.limit and not self._line:
+            self.in_flight += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._leave()  # it was given a place that it does not take any more
+            raise
+
+    async def __aexit__(self, *ended: object) -> None:
+        self._leave()
+
+    @property
+    def waiting(self) -> int:
+        """Calls in line."""
+        return sum(not turn.done() for turn in self._line)
 
     @property
     def limit(self) -> int:
@@ -152,8 +189,20 @@ class Limiter:
 
     def _set(self, limit: float) -> bool:
         before, self._limit = self.limit, limit
-        self.places.total_tokens = self.limit
+        self._admit()
         return self.limit != before
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        """Give free places to those who wait."""
+        while self._line and self.in_flight < self.limit:
+            turn = self._line.popleft()
+            if not turn.done():
+                self.in_flight += 1
+                turn.set_result(None)
 
 
 class Endpoint:
@@ -171,10 +220,10 @@ class Endpoint:
         self.up, self.reason = False, ""  # whether calls may be sent there, and why not: "URL: ..."
         self.since = now()  # when that changed last
         self.times_up = 0  # how often it came up: tells a failure of before from one of now
-        self.flights: set[anyio.CancelScope] = set()  # of calls in flight there; cancelling one ends its call
+        self._flights: set[asyncio.Timeout] = set()  # of exchanges under way
         self.key, self._timeout = key, timeout
         self._route = route_to(url)
-        self._client = _open_client(url, key, maximum, timeout, self._route)
+        self._session = _open_session(key, maximum, self._route)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
@@ -182,77 +231,77 @@ class Endpoint:
     @property
     def load(self) -> float:
         """Calls in line and in flight as a share of the limit."""
-        return (self.in_flight + self.waiting) / self.limiter.limit
-
-    @property
-    def in_flight(self) -> int:
-        """Calls in flight."""
-        return self.limiter.places.borrowed_tokens
-
-    @property
-    def waiting(self) -> int:
-        """Calls in line."""
-        return self.limiter.places.statistics().tasks_waiting
+        return (self.limiter.in_flight + self.limiter.waiting) / self.limiter.limit
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        await self._session.close()
+
+    def give_up(self) -> None:
+        """End what is under way: from a machine that lost its network nothing comes, not even a reset."""
+        flights, self._flights = self._flights, set()
+        for flight in flights:
+            if not flight.expired():
+                flight.reschedule(now())
 
     async def exchange(
-        self, path: str, body: Mapping[str, Any] | None = None, most_bytes: int = MOST_BYTES
+        self,
+        path: str,
+        body: bytes | None = None,
+        most_bytes: int = MOST_BYTES,
+        seconds: float = math.inf,
     ) -> bytes | Failure:
-        """Return what comes back from `path`, to `body` or to a GET, or how the exchange failed."""
-        _most_bytes.set(most_bytes)
-        with anyio.move_on_after(self._timeout):
-            return await self._exchanged(path, body)
-        return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
+        """Return what comes back from `path`, to `body` in JSON or to a GET, or how the exchange failed.
 
-    async def _exchanged(self, path: str, body: Mapping[str, Any] | None) -> bytes | Failure:
+        It may take `seconds`, and never more than the endpoint's timeout.
+        """
+        reply = await self.send(path, body, most_bytes, min(seconds, self._timeout))
+        if isinstance(reply, Failure):
+            return reply
+        return reply.body if 200 <= reply.status < 300 else self._refused(reply, path)
+
+    async def send(
+        self, path: str, body: bytes | None, most_bytes: int, seconds: float
+    ) -> HttpReply | Failure:
+        """Return the answer of HTTP, whatever its status; see `exchange`."""
         import aiohttp
-        import httpx2
-        import openai
 
-        # Answers are taken raw: with 20 alternatives a token, the library's pydantic models make a call of 24
-        # tokens cost 9 ms of the processor instead of 3.
-        url, raw = self.url + path, httpx2.Response
+        method, flight = "GET" if body is None else "POST", asyncio.timeout(seconds)
+        self._flights.add(flight)
         try:
-            if body is None:
-                response = await self._client.get(url, cast_to=raw)
-            else:
-                response = await self._client.post(url, cast_to=raw, body=body)
-        except openai.APIStatusError as error:
-            failure = self._refused(error, path)
-        # what is no HTTP comes through the library as aiohttp's own error
-        except (openai.APIConnectionError, aiohttp.ClientError) as error:
-            failure = self._unanswered(error)
+            async with (
+                flight,
+                self._session.request(
+                    method, self.url + path, data=body, proxy=self._route.proxy,
+                    allow_redirects=False,  # it would send posts to a server that nobody named
+                ) as reply,
+            ):  # fmt: skip
+                data = self.key.mask(await _bounded(reply, most_bytes))
         except BrokenAnswerError as error:
-            failure = Failure("broken", f"{self.url}{path}: {error}")
-        else:
-            return self.key.mask(bytes(response.content))
-        return failure
+            return Failure("broken", f"{self.url}{path}: {error}")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            if flight.expired():
+                if flight not in self._flights:
+                    return Failure("lost", self.reason or self.url)
+                return Failure("late", f"{self.url}: no answer within {seconds:g} s")
+            words = _innermost_words(error) + self._route.words()
+            return Failure("lost", self.key.clean(f"{self.url}: {words}"))
+        finally:
+            self._flights.discard(flight)
+        wait = retry_after(reply.headers.get("retry-after"))
+        return HttpReply(reply.status, data, reply.reason or "", wait, self._route.words())
 
-    def _refused(self, error: APIStatusError, path: str) -> Failure:
-        status, response = error.status_code, error.response
-        kind, advice = _meaning(status)
-        if status in (401, 403):
+    def _refused(self, reply: HttpReply, path: str) -> Failure:
+        kind, advice = _meaning(reply.status)
+        if reply.status in (401, 403):
             advice = (
                 f"the key in {self.key.variable} is not accepted: set it to the server's own"
                 if self.key.given
                 else f"the server asks for a key: set the environment variable {self.key.variable}"
             )
-        said = self.key.clean(server_words(response.text)) or response.reason_phrase
-        reason = f"{self.url}{path}: HTTP {status}: {said}" + (f" ({advice})" if advice else "")
-        reason += self._route.words()  # it may be a page of the proxy's
-        return Failure(kind, reason, status, retry_after(response.headers.get("retry-after")))
-
-    def _unanswered(self, error: Exception) -> Failure:
-        import httpx2
-
-        # the transport calls a refused connection a timeout too: only this one is that of an answer
-        if isinstance(error.__cause__, httpx2.ReadTimeout):
-            return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
-        words = _innermost_words(error) + self._route.words()
-        return Failure("lost", self.key.clean(f"{self.url}: {words}"))
+        said = self.key.clean(server_words(reply.body.decode("utf-8", "replace"))) or reply.reason
+        reason = f"{self.url}{path}: HTTP {reply.status}: {said}" + (f" ({advice})" if advice else "")
+        return Failure(kind, reason + reply.via, reply.status, reply.wait)
 
 
 def plain_endpoint(text: str) -> str:
@@ -297,59 +346,36 @@ def retry_after(value: str | None) -> float | None:
     return None
 
 
-async def _bounded(response: Response) -> None:
-    """Let no more of a body come than was said; what unpacks to more than it weighs is not unpacked."""
-    import httpx2
-
-    most = _most_bytes.get()
-    if response.headers.get("content-encoding", "identity") != "identity":
+async def _bounded(reply: ClientResponse, most: int) -> bytes:
+    """Return a body of at most so many bytes; what unpacks to more than it weighs is not unpacked."""
+    if reply.headers.get("content-encoding", "identity") != "identity":
         raise BrokenAnswerError("it is compressed, which was not asked for")
-    assert isinstance(response.stream, httpx2.AsyncByteStream)
-    stream: httpx2.AsyncByteStream = response.stream
-
-    class Counted(httpx2.AsyncByteStream):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = most
-            async for chunk in stream:
-                if (left := left - len(chunk)) < 0:
-                    raise BrokenAnswerError(f"an answer of more than {most:,} bytes")
-                yield chunk
-
-        async def aclose(self) -> None:
-            await stream.aclose()
-
-    response.stream = Counted()
+    parts, left = list[bytes](), most
+    async for part in reply.content.iter_any():
+        if (left := left - len(part)) < 0:
+            raise BrokenAnswerError(f"an answer of more than {most:,} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
-def _open_client(url: str, key: Key, maximum: int, timeout: float, route: Route) -> AsyncOpenAI:
-    """Return a client for one endpoint that neither retries nor follows anybody elsewhere.
+def _open_session(key: Key, maximum: int, route: Route) -> ClientSession:
+    """Return connections to one endpoint, that neither remember cookies nor ask the environment anything."""
+    import aiohttp
 
-    aiohttp below it carries many calls at once with much less work than httpx does.
-    """
-    import httpx2
-    import openai
-
-    headers = {"Accept-Encoding": "identity"}
-    client = openai.AsyncOpenAI(
-        api_key=key.reveal(),
-        base_url=url + "/v1",
-        max_retries=0,  # a retry may go to another endpoint, which this client does not know
-        timeout=openai.Timeout(timeout, connect=CONNECT_SECONDS),
-        default_headers=headers,
-        http_client=openai.DefaultAioHttpClient(
-            limits=httpx2.Limits(max_connections=maximum + SPARE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
-            event_hooks={"response": [_bounded]},
-            follow_redirects=False,  # it would send posts to a server that nobody named
-            trust_env=False,
-            proxy=route.proxy,
-            verify=route.certificates,
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=maximum + SPARE_CONNECTIONS, keepalive_timeout=IDLE_SECONDS, ssl=route.certificates
         ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        headers={
+            "Authorization": f"Bearer {key.reveal()}",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+        },
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
     )
-    # openai takes these from OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and OPENAI_CUSTOM_HEADERS
-    # which are no business of another server. There is no public way to take the last ones away
-    client.organization = client.project = client.admin_api_key = None
-    client._custom_headers = dict(headers)
-    return client
 
 
 def _meaning(status: int) -> tuple[Kind, str]:

@@ -7,17 +7,16 @@ and serves the same as before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import anyio
-
 from agents.client.base import Identity
 from agents.client.endpoints import Endpoint, Failure, OnEvent, now
-from agents.client.messages import BrokenAnswerError, ModelCard, ModelList, ServerVersion, read_body
+from agents.client.messages import BrokenAnswerError, ModelCard, ServerVersion, read_body, read_cards
 from agents.errors import ServerLostError, ServerRefusedError
 
 logger = logging.getLogger(__name__)
@@ -107,8 +106,9 @@ class Fleet:
             left = self._none_up_since + self._patience - now()
             if left <= 0:
                 raise self._lost()
-            with anyio.move_on_after(left):
-                await self._any_up.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._any_up.wait()
 
     def mark_up(self, endpoint: Endpoint) -> None:
         """Send calls to `endpoint`, which answers."""
@@ -173,9 +173,7 @@ class Fleet:
         delay, longest = self._delays
         while (reason := await self._unfit(endpoint)) is not None:
             endpoint.reason = reason
-            # a machine that lost its network resets nothing: what is in flight there would wait for ever
-            for scope in endpoint.flights:
-                scope.cancel()
+            endpoint.give_up()
             await asyncio.sleep(delay)
             delay = min(2 * delay, longest)
         self.mark_up(endpoint)
@@ -236,9 +234,7 @@ class Fleet:
             return endpoint.key.clean(f"{endpoint.url}: {error}")
 
     async def _get(self, endpoint: Endpoint, path: str) -> bytes | Failure:
-        with anyio.move_on_after(self._probe_seconds):
-            return await endpoint.exchange(path)
-        return Failure("late", f"{endpoint.url}{path}: no answer within {self._probe_seconds:g} s")
+        return await endpoint.exchange(path, seconds=self._probe_seconds)
 
 
 def rendezvous(affinity: str, url: str) -> bytes:
@@ -264,7 +260,7 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         ServerRefusedError: It is not served, or there are several to choose from.
         BrokenAnswerError: A body is not what these paths answer.
     """
-    cards = {card.id: card for card in read_body(models, ModelList).data}
+    cards = {card.id: card for card in read_cards(models)}
     names = ", ".join(list(cards)[:_LISTED]) or "none"
     if len(cards) > _LISTED:
         names += f" and {len(cards) - _LISTED} more"

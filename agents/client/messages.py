@@ -7,27 +7,21 @@ decoded, more pictures than --limit-mm-per-prompt allows, a prompt longer than t
 alternatives than --max-logprobs are all answered with 400 and a message that says which.
 
 Nothing here trusts the server: figures outside their range, a log-probability that is none, text in place of
-an object make an answer broken, never a value.
+an object make an answer broken, never a value. Bodies are read by msgspec: with some hundred alternatives in
+an answer, reading it is what a call costs most of.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from base64 import b64encode
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AliasChoices,
-    AliasPath,
-    BaseModel,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+import msgspec
+from msgspec import Meta, Struct
 
 from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Token, Usage
 from agents.client.dialect import EVERYTHING, Dialect, plain_schema, without_system
@@ -35,13 +29,13 @@ from agents.client.dialect import EVERYTHING, Dialect, plain_schema, without_sys
 IMPOSSIBLE = -1000.0
 """Alternatives at or below this log-probability were masked by the grammar, not weighed by the model."""
 
-Body = TypeVar("Body", bound=BaseModel)
-Count = Annotated[int, Field(ge=0, le=10**9)]
+Body = TypeVar("Body")
+Count = Annotated[int, Meta(ge=0, le=10**9)]
 # printable and short: it goes into files and onto terminals
 ModelName = Annotated[
-    str, Field(max_length=400, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e]*$")
+    str, Meta(max_length=400, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e]*$")
 ]
-LogProb = Annotated[float, Field(le=0.001)]  # a hair above 0 is rounding; above that it is none
+LogProb = Annotated[float, Meta(le=0.001)]  # a hair above 0 is rounding; above that it is none
 
 
 class BrokenAnswerError(ValueError):
@@ -49,10 +43,7 @@ class BrokenAnswerError(ValueError):
 
 
 def chat_body(request: ChatRequest, model: str, dialect: Dialect = EVERYTHING) -> dict[str, Any]:
-    """Return the body of a chat completion, as far as the server understands it.
-
-    Pictures are encoded here, so call it when it is sent.
-    """
+    """Return the body of a chat completion, as far as the server understands it, for `encode`."""
     sampling = request.sampling
     messages = request.messages if dialect.system else without_system(request.messages)
     body = tokenize_body(messages, model) | {dialect.tokens_key: sampling.max_tokens}
@@ -92,47 +83,103 @@ def content_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
     return [
         {"type": "text", "text": part}
         if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
+        else {"type": "image_url", "image_url": {"url": msgspec.Raw(part.url or data_url(part))}}
         for part in parts
     ]
 
 
-@lru_cache(maxsize=64)
-def _data_url(picture: Picture) -> str:
-    """Return a picture as a URL, made once for the calls on a post, which follow each other closely."""
-    return f"data:{picture.media_type};base64,{b64encode(picture.data).decode('ascii')}"
+def data_url(picture: Picture) -> bytes:
+    """Return a picture as a URL in JSON."""
+    return b'"data:%b;base64,%b"' % (picture.media_type.encode(), b64encode(picture.data))
+
+
+def encode(body: object) -> bytes:
+    """Return a body in JSON; pictures are in it already, and are copied."""
+    return msgspec.json.encode(body)
 
 
 # ---- what comes back: no more of it than is used ---------------------------------------------------------
 
 
-class _PromptDetails(BaseModel):
-    cached: Count | None = Field(None, validation_alias="cached_tokens")
-    image: Count | None = Field(None, validation_alias=AliasPath("multimodal_tokens", "image"))
+class _PromptDetails(Struct):
+    cached_tokens: Count | None = None
+    multimodal_tokens: dict[str, Count | None] | None = None
 
 
-class _Alternative(BaseModel):
+class _Usage(Struct):
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    # cached and image tokens, where the server counts them apart
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+# the collector of garbage need not follow them: they hold no cycle
+class _Alternative(Struct, gc=False):
     token: str
     logprob: LogProb
 
 
-class _Written(_Alternative):
+class _Written(_Alternative, gc=False):
     top_logprobs: list[_Alternative] | None = None
 
-    @field_validator("logprob")
-    @classmethod
-    def _is_one(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise PydanticCustomError("impossible", "a token that was written cannot be impossible")
-        return value
+    def token_of_answer(self, decode: Callable[[str], str] | None) -> Token:
+        if not math.isfinite(self.logprob):
+            raise BrokenAnswerError("a token that was written cannot be impossible")
+        text = self.token if decode is None else decode(self.token)
+        return Token(text, self.logprob, _Alternatives(self, text, decode))
 
-    def token_of_answer(self, decode: Callable[[str], str]) -> Token:
-        likely = (one for one in self.top_logprobs or () if one.logprob > IMPOSSIBLE)
-        listed = [(decode(one.token), one.logprob) for one in likely]
-        text = decode(self.token)
-        if text not in (one for one, _ in listed):
-            listed.append((text, self.logprob))  # drawn from further down than the list reaches
-        return Token(text, self.logprob, tuple(listed))
+
+class _Alternatives(Sequence[tuple[str, float]]):
+    """The likeliest tokens in a place, read when they are looked at: of most places they never are."""
+
+    __slots__ = ("_decode", "_text", "_written")
+
+    def __init__(self, written: _Written, text: str, decode: Callable[[str], str] | None) -> None:
+        self._written, self._text, self._decode = written, text, decode
+
+    def _read(self) -> list[tuple[str, float]]:
+        listed, decode = self._written.top_logprobs or (), self._decode
+        likely = [(one.token, one.logprob) for one in listed if one.logprob > IMPOSSIBLE]
+        if decode is not None:
+            likely = [(decode(one), value) for one, value in likely]
+        if all(one != self._text for one, _ in likely):
+            likely.append((self._text, self._written.logprob))  # from further down than the list reaches
+        return likely
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __bool__(self) -> bool:
+        return True  # the token itself is always one of them
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 -- an index or a slice
+        return self._read()[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._read() == [*other]
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._read()))
+
+
+class _LogProbs(Struct):
+    content: list[_Written] | None = None
+
+
+class _Turn(Struct):
+    content: str | None = None
+    reasoning: str | None = None  # vLLM's key
+    reasoning_content: str | None = None  # others'
+    refusal: str | None = None
+
+
+class _Choice(Struct):
+    finish_reason: str | None
+    message: _Turn
+    logprobs: _LogProbs | None = None
 
 
 def _byte_level() -> dict[str, int]:
@@ -151,58 +198,53 @@ def _from_bytes(token: str) -> str:
     return token
 
 
-def _decoder(written: Sequence[_Written], content: str) -> Callable[[str], str]:
-    """Return what makes tokens text again: some servers send them as the vocabulary has them."""
-    ways: tuple[Callable[[str], str], ...] = (
-        lambda token: token, _from_bytes, lambda token: token.replace("\u2581", " "),
-    )  # fmt: skip
-    whole = "".join(one.token for one in written)
-    fits = (way for way in ways if content.strip() in way(whole))
-    return next(fits, ways[0])
+def _decoder(written: Sequence[_Written], content: str) -> Callable[[str], str] | None:
+    """Return what makes tokens text again where they come as the vocabulary has them; else None."""
+    whole, content = "".join([one.token for one in written]), content.strip()
+    ways: tuple[Callable[[str], str], ...] = (_from_bytes, lambda token: token.replace("\u2581", " "))
+    return None if content in whole else next((way for way in ways if content in way(whole)), None)
 
 
-class ChatAnswer(BaseModel):
-    """The body of a chat completion, its first choice alone."""
+class ChatAnswer(Struct):
+    """The body of a chat completion; its first choice counts."""
 
-    content: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "content"))
-    # vLLM says "reasoning", others "reasoning_content"
-    reasoning: str | None = Field(
-        None,
-        validation_alias=AliasChoices(
-            AliasPath("choices", 0, "message", "reasoning"),
-            AliasPath("choices", 0, "message", "reasoning_content"),
-        ),
-    )
-    refusal: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "refusal"))
-    finish: str | None = Field(validation_alias=AliasPath("choices", 0, "finish_reason"))
-    written: list[_Written] | None = Field(
-        None, validation_alias=AliasPath("choices", 0, "logprobs", "content")
-    )
-    prompt: Count | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens"))
-    completed: Count | None = Field(None, validation_alias=AliasPath("usage", "completion_tokens"))
-    # cached and image tokens, where the server counts them apart
-    details: _PromptDetails | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens_details"))
+    choices: Annotated[list[_Choice], Meta(min_length=1)]
+    usage: _Usage | None = None
+
+    @property
+    def detailed(self) -> bool:
+        """Whether cached and image tokens are counted apart."""
+        return self.usage is not None and self.usage.prompt_tokens_details is not None
 
     def completion(self, *, seconds: float) -> Completion:
-        """Return the answer in it, with log-probabilities where there are any."""
-        details = self.details or _PromptDetails()
-        usage = Usage(self.prompt or 0, details.cached or 0, details.image or 0, self.completed or 0)
-        written, content = self.written or [], self.content or ""
+        """Return the answer in it, with log-probabilities where there are any.
+
+        Raises:
+            BrokenAnswerError: A token that was written has the log-probability of one that cannot be.
+        """
+        choice, used = self.choices[0], self.usage or _Usage()
+        details, turn = used.prompt_tokens_details or _PromptDetails(), choice.message
+        image = (details.multimodal_tokens or {}).get("image")
+        usage = Usage(
+            used.prompt_tokens or 0, details.cached_tokens or 0, image or 0, used.completion_tokens or 0
+        )
+        written, content = (choice.logprobs and choice.logprobs.content) or [], turn.content or ""
         decode = _decoder(written, content)
         return Completion(
-            content, self.finish or "stop", usage, tuple(one.token_of_answer(decode) for one in written),
-            self.refusal or "", seconds, self.reasoning or "",
-            counted=self.prompt is not None and self.completed is not None,
+            content, choice.finish_reason or "stop", usage,
+            tuple([one.token_of_answer(decode) for one in written]),
+            turn.refusal or "", seconds, turn.reasoning or turn.reasoning_content or "",
+            counted=used.prompt_tokens is not None and used.completion_tokens is not None,
         )  # fmt: skip
 
 
-class TokenCount(BaseModel):
+class TokenCount(Struct):
     """The body of an answer of vLLM's /tokenize."""
 
     count: Count
 
 
-class ModelCard(BaseModel):
+class ModelCard(Struct):
     """One served model; `parent` is the model under an adapter."""
 
     id: ModelName
@@ -211,21 +253,19 @@ class ModelCard(BaseModel):
     max_model_len: Count | None = None
 
 
-class ModelList(BaseModel):
+class ModelList(Struct):
     """The body of /v1/models."""
 
     data: list[ModelCard]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare(cls, found: object) -> object:
-        return {"data": found} if isinstance(found, list) else found  # as Together answers
 
-
-class ServerVersion(BaseModel):
+class ServerVersion(Struct):
     """The body of vLLM's /version."""
 
-    version: Annotated[str, Field(max_length=80, pattern=r"^[\w.+\- ]*$")]
+    version: Annotated[str, Meta(max_length=80, pattern=r"^[\w.+\- ]*$")]
+
+
+_READERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
 def read_body(raw: bytes, kind: type[Body]) -> Body:
@@ -234,11 +274,27 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
     Raises:
         BrokenAnswerError: It is none of this kind; the message says where, and how it begins.
     """
+    if kind not in _READERS:
+        _READERS[kind] = msgspec.json.Decoder(kind)
+    found: Body
     try:
-        return kind.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    fault = "no JSON" if first["type"] == "json_invalid" else f"no {kind.__name__}, {place}: {first['msg']}"
+        found = _READERS[kind].decode(raw)
+    except msgspec.ValidationError as error:
+        fault = f"no {getattr(kind, '__name__', kind)}, {error}"
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        fault = "no JSON"
+        # Python's servers write -Infinity, which is no JSON, for what cannot be
+        if b"Infinity" in raw:
+            with suppress(ValueError, RecursionError):
+                return msgspec.convert(json.loads(raw), kind)
+    else:
+        return found
     opening = repr(raw[:120].decode("utf-8", "replace")) + ("..." if len(raw) > 120 else "")
     raise BrokenAnswerError(f"{fault}: {opening}")
+
+
+def read_cards(raw: bytes) -> list[ModelCard]:
+    """Read the models that a server lists, in an envelope or, as Together does, without one."""
+    if raw.lstrip().startswith(b"["):
+        return read_body(raw, list[ModelCard])
+    return read_body(raw, ModelList).data

@@ -6,28 +6,33 @@ a guard's table maps to classes (`agents.ask.guard`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AliasPath, BaseModel, Field
+from msgspec import Meta, Struct, field
 
 from agents.client.base import ChatRequest, Completion, Usage
 from agents.client.client import Call, ChatClient
 from agents.client.dialect import Dialect
-from agents.client.messages import content_parts, read_body
+from agents.client.messages import content_parts, encode, read_body
 
-Score = Annotated[float, Field(ge=0.0, le=1.0)]
+Score = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
-class ModerationAnswer(BaseModel):
-    """The body of an answer, its first result alone."""
+class _Result(Struct):
+    categories: dict[str, bool | None]
+    category_scores: dict[str, Score | None] = field(default_factory=dict)
 
-    categories: dict[str, bool | None] = Field(validation_alias=AliasPath("results", 0, "categories"))
-    scores: dict[str, Score | None] = Field({}, validation_alias=AliasPath("results", 0, "category_scores"))
+
+class ModerationAnswer(Struct):
+    """The body of an answer; its first result counts."""
+
+    results: Annotated[list[_Result], Meta(min_length=1)]
 
     def completion(self, seconds: float) -> Completion:
         """Return it in words. No tokens are counted: there is nothing to pay by them."""
-        flagged = [name for name, found in self.categories.items() if found]
-        flagged.sort(key=lambda name: -(self.scores.get(name) or 0.0))
+        result = self.results[0]
+        flagged = [name for name, found in result.categories.items() if found]
+        flagged.sort(key=lambda name: -(result.category_scores.get(name) or 0.0))
         text = "\n".join(["flagged", *flagged]) if flagged else "safe"
         return Completion(text, "stop", Usage(), seconds=seconds)
 
@@ -38,10 +43,8 @@ class ModerationClient(ChatClient):
     def _completing(self, request: ChatRequest, dialect: Dialect) -> Call[Completion]:
         _, model = self._opened()
 
-        def body() -> dict[str, Any]:
-            return {"model": model, "input": content_parts(request.messages[-1].parts)}
-
         return Call(
-            "/v1/moderations", request.affinity, body,
+            "/v1/moderations", request.affinity,
+            lambda: encode({"model": model, "input": content_parts(request.messages[-1].parts)}),
             lambda raw, seconds: read_body(raw, ModerationAnswer).completion(seconds),
         )  # fmt: skip

@@ -6,9 +6,10 @@ import io
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
 from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
@@ -21,13 +22,12 @@ from agents.client.base import (
     Picture,
     Sampling,
     picture,
-    route_to,
 )
 from agents.client.client import most_answer_bytes
 from agents.client.dialect import EVERYTHING, Dialect
-from agents.client.endpoints import ELSEWHERE, MOST_BYTES, mask, server_words, tls_words
+from agents.client.endpoints import MOST_BYTES, Endpoint, Failure, HttpReply, Key, server_words
 from agents.client.fleet import read_served
-from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
+from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, encode, read_body
 from agents.errors import ServerRefusedError
 
 SCHEMA = AnswerSchema(("acceptable", "unacceptable"), "unsure", "label_first", rationale_chars=80)
@@ -45,23 +45,6 @@ class Check(NamedTuple):
     what: str  # "alive", "model" or "answer"
     passed: bool  # whether agents can go on
     detail: str  # what was found; after a failure also what to do
-
-
-class HttpReply(NamedTuple):
-    """An answer over HTTP; status 0: there was none, and `body` says why."""
-
-    status: int
-    body: bytes
-    via: str = ""  # words about the proxy that may be the one who answers
-
-    @property
-    def words(self) -> str:
-        """The body for a message: the server's own words where it is an error in JSON."""
-        text = server_words(self.body.decode("utf-8", "replace").strip())
-        text = text if len(text) <= 300 else text[:297] + "..."
-        if 300 <= self.status < 400:
-            text = ELSEWHERE
-        return (text if self.status == 0 else f"HTTP {self.status}, {text}") + self.via
 
 
 class Trial(NamedTuple):
@@ -115,24 +98,22 @@ def fetch(
         body: JSON values; None: GET.
         seconds: That it may take as a whole.
         most_bytes: That may come back.
-    """
-    import httpx2
 
-    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    route, until, data = route_to(url), time.monotonic() + seconds, bytearray()
-    how: dict[str, Any] = {"trust_env": False, "proxy": route.proxy, "verify": route.certificates}
-    with httpx2.Client(timeout=seconds, headers=headers, **how) as client:
+    Returns:
+        The answer; with the status 0 there is none, and the body says why.
+    """
+    data = None if body is None else encode(body)
+
+    async def fetched() -> HttpReply | Failure:
+        endpoint = Endpoint(url, Key("key", key), 1, seconds)
         try:
-            with client.stream("GET" if body is None else "POST", url, json=body) as reply:
-                for chunk in reply.iter_raw():
-                    data += chunk
-                    if len(data) > most_bytes:
-                        return HttpReply(0, f"an answer of more than {most_bytes:,} bytes".encode())
-                    if time.monotonic() > until:
-                        return HttpReply(0, f"no whole answer within {seconds:g} s".encode())
-        except httpx2.HTTPError as error:
-            return HttpReply(0, tls_words(str(error) or type(error).__name__).encode(), route.words())
-    return HttpReply(reply.status_code, mask(bytes(data), key, "key"), route.words())
+            return await endpoint.send("", data, most_bytes, seconds)
+        finally:
+            await endpoint.close()
+
+    with start_blocking_portal() as portal:  # a notebook has a loop already
+        reply = portal.call(fetched)
+    return reply if isinstance(reply, HttpReply) else HttpReply(0, reply.reason.encode())
 
 
 def fetch_served(endpoint: str, model: str, key: str) -> Identity:
@@ -184,7 +165,7 @@ def _asked(endpoint: str, model: str, key: str, asked: ChatRequest, seconds: flo
         fault = f"{answer.fault}: {completion.text[:100]!r}, ended by {completion.finish!r}"
         return Trial(None, fault, dialect=used, thinks=thinks)
     compact = re.search(r'[{,:]\s|\s[}"]\w', completion.text.partition('"rationale"')[0]) is None
-    return Trial(completion, "", 200, compact, came.details is not None, answer, used, thinks)
+    return Trial(completion, "", 200, compact, came.detailed, answer, used, thinks)
 
 
 def question(*, image: bool, thinking: int = 0) -> ChatRequest:

@@ -1,8 +1,10 @@
 """Requests a second of one client process, over those of a bare aiohttp client with the same bodies.
 
 Both ask the same stub, a process of its own that answers at once, in turns: what is compared is the work of
-the client alone. Ours is the whole way of a post: prompts, keys, pictures, the client library, reading the
-log-probabilities, the store on the disk. The bare one sends bodies that were made before and reads nothing.
+the client alone. Ours is the whole way of a post: prompts, keys, pictures, the calls, reading labels and
+log-probabilities, the store on the disk. The bare one posts bodies that were made before, reads the answers
+and parses their JSON. Seconds of the processor that each takes a request are counted too: they do not depend
+on what else the machine does.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
+from agents.ask.runner import Runner
 from agents.client.base import ChatRequest
 from runs.bench.agents_speed import Recording
 from selftrain.data.posts import Post
@@ -29,22 +33,46 @@ _BYTES = 150_000
 KINDS = ("text", "picture")
 
 
+class Pace(NamedTuple):
+    """How fast requests were answered."""
+
+    second: float  # requests a second
+    cpu: float  # milliseconds of this process a request
+
+
 def speed(posts: int, repeats: int) -> dict[str, float]:
-    """Return requests a second and their ratios, for posts of text and for posts with one 150 kB picture."""
+    """Return requests a second and their ratios, for posts of text and for posts with one 150 kB picture.
+
+    The first pass over the pictures decodes them; those that are compared find them decoded.
+    """
     values: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder, _stub() as url:
         for kind in KINDS:
             made = _posts(kind, posts, Path(folder))
-            requests = _ours(url, made[:4], Path(folder) / f"warm {kind}")[1]
-            ratios = []
-            for repeat in range(repeats):
-                ours, requests = _ours(url, made, Path(folder) / f"{kind} {repeat}")
-                bare = _bare(url, requests)
-                ratios.append(ours / bare)
+            runner, recording = _runner(url, Path(folder) / f"{kind}.sqlite")
+            first = _ours(runner, recording, made, 0)
+            bodies = _bodies(recording.requests)
+            pairs = []
+            for repeat in range(1, repeats + 1):
+                if repeat % 2:  # whoever comes first changes
+                    one, other = _ours(runner, recording, made, repeat), _bare(url, bodies)
+                else:
+                    other, one = _bare(url, bodies), _ours(runner, recording, made, repeat)
+                pairs.append((one, other))
+            runner.close()
+            runner.cache.close()
+            ratios = [ours.second / bare.second for ours, bare in pairs]
+            ours, bare = ([pair[side] for pair in pairs] for side in (0, 1))
             values |= {
-                f"ours, {kind}": ours, f"bare, {kind}": bare, f"ratio, {kind}": fmean(ratios),
-                f"least ratio, {kind}": min(ratios),
-            }  # fmt: skip
+                f"ours, {kind}": fmean(one.second for one in ours),
+                f"bare, {kind}": fmean(one.second for one in bare),
+                f"ratio, {kind}": fmean(ratios),
+                f"sd of ratio, {kind}": stdev(ratios) if len(ratios) > 1 else 0.0,
+                f"ratio of processor time, {kind}": fmean(b.cpu / o.cpu for o, b in pairs),
+                f"ms of processor, ours, {kind}": fmean(one.cpu for one in ours),
+                f"ms of processor, bare, {kind}": fmean(one.cpu for one in bare),
+                f"ours at first sight, {kind}": first.second,
+            }
     return values
 
 
@@ -68,42 +96,48 @@ def _picture(path: Path, seed: int) -> Path:
         radius *= 1.1
 
 
-def _ours(url: str, posts: Sequence[Post], folder: Path) -> tuple[float, list[ChatRequest]]:
-    """Return answers a second of a panel that judges posts alone, and its requests."""
+def _runner(url: str, store: Path) -> tuple[Runner, Recording]:
+    """Return what asks the stub, with a store of its own, and the requests that pass."""
     from agents.ask.cache import ResponseCache
+    from agents.client.client import ChatClient
+    from backbones.images import open_image
+
+    recording = Recording(ChatClient([url], maximum=WIDTH))
+    runner = Runner(
+        recording, ResponseCache(store), run="speed", width=WIDTH, image_side=_SIDE,
+        opener=lambda path, side: open_image(path, target_size=side),
+    )  # fmt: skip
+    runner.identity()
+    return runner, recording
+
+
+def _ours(runner: Runner, recording: Recording, posts: Sequence[Post], number: int) -> Pace:
+    """Return the pace of a panel that judges posts alone; of each number, other answers."""
     from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
     from agents.ask.prompt_files import Brief
     from agents.ask.protocols import PROTOCOLS
-    from agents.ask.runner import Runner
-    from agents.client.client import ChatClient
     from agents.judgment import Candidate
-    from backbones.images import open_image
 
-    folder.mkdir()
-    brief = Brief("speed", "Rude posts insult somebody.", {"rude": "an insult", "kind": "all else"})
-    recording = Recording(ChatClient([url], maximum=WIDTH))
-    runner = Runner(
-        recording, ResponseCache(folder / "answers.sqlite"), run="speed", width=WIDTH, image_side=_SIDE,
-        opener=lambda path, side: open_image(path, target_size=side),
-    )  # fmt: skip
+    brief = Brief(f"speed {number}", "Rude posts insult somebody.", {"rude": "an insult", "kind": "all else"})
     panel = JudgePanel(runner, VLMAgent(JudgePrompts(brief), PROTOCOLS["cross_review"]))
-    panel.identity()
-    began = time.perf_counter()
-    panel.verify([Candidate(post, "kind", 0.9) for post in posts])
-    seconds = time.perf_counter() - began
-    panel.close()
-    return len(recording.requests) / seconds, recording.requests
+    recording.requests.clear()
+    candidates = [Candidate(post, "kind", 0.9) for post in posts]
+    clock = _Clock()
+    panel.verify(candidates)
+    return clock.pace(len(recording.requests))
 
 
-def _bare(url: str, requests: Sequence[ChatRequest]) -> float:
-    """Return answers a second of aiohttp alone, its bodies encoded before the clock starts."""
+def _bodies(requests: Sequence[ChatRequest]) -> list[bytes]:
+    from agents.client.messages import chat_body, encode
+
+    return [encode(chat_body(request, "stub")) for request in requests]
+
+
+def _bare(url: str, bodies: Sequence[bytes]) -> Pace:
+    """Return the pace of aiohttp alone: post, read, parse."""
     import aiohttp
 
-    from agents.client.messages import chat_body
-
-    bodies = [json.dumps(chat_body(request, "stub")).encode() for request in requests]
-
-    async def post_all() -> float:
+    async def post_all() -> Pace:
         waiting = iter(bodies)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=WIDTH)) as session:
 
@@ -111,13 +145,25 @@ def _bare(url: str, requests: Sequence[ChatRequest]) -> float:
                 for body in waiting:
                     headers = {"Content-Type": "application/json"}
                     async with session.post(f"{url}/v1/chat/completions", data=body, headers=headers) as came:
-                        await came.read()
+                        json.loads(await came.read())
 
-            began = time.perf_counter()
+            clock = _Clock()
             await asyncio.gather(*(worker() for _ in range(WIDTH)))
-            return len(bodies) / (time.perf_counter() - began)
+            return clock.pace(len(bodies))
 
     return asyncio.run(post_all())
+
+
+class _Clock:
+    """Runs from when it is made."""
+
+    def __init__(self) -> None:
+        self._began, self._used = time.perf_counter(), time.process_time()
+
+    def pace(self, requests: int) -> Pace:
+        """Return the pace of so many requests since."""
+        seconds, used = time.perf_counter() - self._began, time.process_time() - self._used
+        return Pace(requests / seconds, 1000.0 * used / requests)
 
 
 # ---- the stub -------------------------------------------------------------------------------------------
@@ -138,26 +184,38 @@ def _stub() -> Iterator[str]:
 
 
 def _answer() -> bytes:
-    """An answer as vLLM sends it: 24 tokens with 12 alternatives each."""
+    """An answer as vLLM sends it: 24 tokens with 12 alternatives each, and the bytes of all."""
     text = '{"rationale":"it says nothing that would insult anybody","label":"kind"}'
     at = text.index('"kind"')
     cuts = [text[i : i + 4] for i in range(0, at, 4)]
     cuts = [*cuts[:-1], text[4 * (len(cuts) - 1) : at + 1], "kind", '"}']
-    others = [{"token": f"<{n}>", "logprob": -9.0 - n} for n in range(11)]
+    draw = random.Random(0)
+
+    def token(written: str, logprob: float) -> dict[str, Any]:
+        return {"token": written, "logprob": logprob, "bytes": list(written.encode())}
+
     content = [
-        {
-            "token": cut,
-            "logprob": -0.01,
-            "top_logprobs": [{"token": cut, "logprob": -0.01}, *others],
-        }
+        token(cut, -0.01 * draw.random())
+        | {"top_logprobs": [token(cut, -0.01), *(token(f"<{n}>", -9.0 - draw.random()) for n in range(11))]}
         for cut in cuts
     ]
-    choice = {
-        "index": 0, "finish_reason": "stop", "logprobs": {"content": content},
-        "message": {"role": "assistant", "content": text},
+    message: dict[str, Any] = {
+        "role": "assistant", "content": text, "refusal": None, "annotations": None, "audio": None,
+        "function_call": None, "tool_calls": [], "reasoning": None,
     }  # fmt: skip
-    usage = {"prompt_tokens": 500, "completion_tokens": len(cuts), "total_tokens": 500 + len(cuts)}
-    return json.dumps({"object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+    choice = {
+        "index": 0, "message": message, "logprobs": {"content": content}, "finish_reason": "stop",
+        "stop_reason": None, "token_ids": None,
+    }  # fmt: skip
+    usage = {
+        "prompt_tokens": 500, "total_tokens": 500 + len(cuts), "completion_tokens": len(cuts),
+        "prompt_tokens_details": {"cached_tokens": 448},
+    }  # fmt: skip
+    body = {
+        "id": "chatcmpl-0123456789abcdef", "object": "chat.completion", "created": 1760000000,
+        "model": "stub", "choices": [choice], "usage": usage,
+    }  # fmt: skip
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _serve(ready: Connection) -> None:
@@ -168,26 +226,33 @@ def _serve(ready: Connection) -> None:
 async def _serving(ready: Connection) -> None:
     answer, models = _answer(), b'{"object":"list","data":[{"id":"stub","max_model_len":32768}]}'
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                fields = head.lower().split(b"content-length: ")
-                if len(fields) > 1:
-                    await reader.readexactly(int(fields[1].split(b"\r\n")[0]))
-                found = answer if head.startswith(b"POST") else models
-                status = b"404 Not Found" if b"/version" in head.split(b"\r\n")[0] else b"200 OK"
-                writer.write(
-                    b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-                    % (status, len(found))
-                )
-                writer.write(found)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client went away
-        finally:
-            writer.close()
+    class Answering(asyncio.Protocol):
+        """Counts what comes in and keeps none of it: the stub takes as little of the machine as it can."""
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 22)
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self._transport, self._head, self._left = transport, b"", 0
+
+        def data_received(self, data: bytes) -> None:
+            if not self._left:
+                self._head += data
+                head, blank, body = self._head.partition(b"\r\n\r\n")
+                if not blank:
+                    return
+                self._head, length = head, head.lower().partition(b"content-length: ")[2]
+                self._left = int(length.partition(b"\r\n")[0] or 0) - len(body)
+            else:
+                self._left -= len(data)
+            if self._left <= 0:
+                self._answer(self._head.split(b"\r\n")[0])
+                self._head, self._left = b"", 0
+
+        def _answer(self, line: bytes) -> None:
+            status = b"404 Not Found" if b"/version" in line else b"200 OK"
+            found = answer if line.startswith(b"POST") else models
+            head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            self._transport.write(head % (status, len(found)) + found)
+
+    server = await asyncio.get_running_loop().create_server(Answering, "127.0.0.1", 0)
     ready.send(server.sockets[0].getsockname()[1])
     await server.serve_forever()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import tempfile
 import time
@@ -103,21 +104,25 @@ def ours_pass(address: str, task: Task, posts: Sequence[Post], name: str) -> tup
 
 
 def bare_pass(address: str, requests: Sequence[ChatRequest], old: str, new: str, concurrency: int) -> float:
-    """Answers a second of nothing but the client library and a semaphore, for the same bodies."""
-    from agents.client.messages import chat_body
+    """Answers a second of aiohttp and a semaphore alone, for the same bodies."""
+    from agents.client.messages import chat_body, encode
 
-    bodies = [_renamed(chat_body(request, model_of(address)), old, new) for request in requests]
+    model = model_of(address)
+    bodies = [_renamed(encode(chat_body(request, model)), old, new) for request in requests]
 
     async def post_all() -> float:
-        import openai
+        import aiohttp
 
-        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="EMPTY", max_retries=0) as client:
+        headers = {"Content-Type": "application/json"}
+        async with aiohttp.ClientSession(headers=headers) as session:
             places = asyncio.Semaphore(concurrency)
-            await client.models.list()
+            async with session.get(f"{address}/v1/models") as came:  # connected before the clock starts
+                await came.read()
 
-            async def one(body: dict[str, Any]) -> None:
-                async with places:
-                    await client.post("/chat/completions", body=body, cast_to=object)
+            async def one(body: bytes) -> None:
+                url = f"{address}/v1/chat/completions"
+                async with places, session.post(url, data=body, raise_for_status=True) as came:
+                    json.loads(await came.read())
 
             began = time.perf_counter()
             await asyncio.gather(*map(one, bodies))
@@ -255,18 +260,13 @@ def takes_pictures(address: str) -> bool:
 
 def model_of(address: str) -> str:
     """The model that a server serves."""
-    import openai
+    from agents.vllm.check import fetch_served
 
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="EMPTY") as client:
-        return str(next(iter(client.models.list())).id)
+    return fetch_served(address, "", "").model
 
 
-def _renamed(body: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+def _renamed(body: bytes, old: str, new: str) -> bytes:
     """The body under another task name: as long, but no beginning of it is in the server's cache."""
-    import json
-
-    text = json.dumps(body)
-    if f"({old})" not in text:
+    if f"({old})".encode() not in body:
         raise AssertionError(f"the task name ({old}) is not in the request")
-    renamed: dict[str, Any] = json.loads(text.replace(f"({old})", f"({new})", 1))
-    return renamed
+    return body.replace(f"({old})".encode(), f"({new})".encode(), 1)

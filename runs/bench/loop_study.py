@@ -168,6 +168,7 @@ def recipe_of(study: LoopStudy) -> Path:
 
 def loop_rounds(recipe: Recipe, prepared: PreparedData, folder: Path) -> list[RoundResult]:
     """Return all rounds of one run on extracted features, in a folder that is emptied first."""
+    from agents.ask.metering import Metered
     from selftrain.build import build, build_settings, run_context
     from selftrain.data.context import in_run
     from selftrain.loop import self_train
@@ -177,18 +178,23 @@ def loop_rounds(recipe: Recipe, prepared: PreparedData, folder: Path) -> list[Ro
     parts = build(recipe)
     with RunFolder(folder).locked() as opened:
         context = run_context(recipe, opened, prepared)
-        return list(
-            self_train(
-                prepared.corpus,
-                in_run(parts.classifier, context),
-                in_run(parts.panel, context),
-                selector=parts.selector,
-                loss=parts.loss,
-                folder=opened,
-                settings=build_settings(recipe),
-                rule=parts.rule,
+        panel = in_run(parts.panel, context)
+        try:
+            return list(
+                self_train(
+                    prepared.corpus,
+                    in_run(parts.classifier, context),
+                    panel,
+                    selector=parts.selector,
+                    loss=parts.loss,
+                    folder=opened,
+                    settings=build_settings(recipe),
+                    rule=parts.rule,
+                )
             )
-        )
+        finally:
+            if isinstance(panel, Metered):
+                panel.close()
 
 
 def summarise(rounds: Sequence[RoundResult]) -> dict[str, float]:

@@ -248,7 +248,7 @@ AGENTS = {
     "candidates judged and cross-reviewed a second over one by one, without a cache": ("reference", "ratio"),
     "share of the prompt tokens that the server had cached": ("cache", "cached_share"),
     "injections of 50 that flip an agent's verdict, share (SmolLM2 135 M)": ("injections", "flip_rate"),
-    "answers a second over a bare client's that reads nothing, text": ("client", "ratio, text"),
+    "answers a second over a bare client's that posts, reads and parses, text": ("client", "ratio, text"),
     "the same, a picture of 150 kB": ("client", "ratio, picture"),
     "AUC of Qwen2.5-Coder 1.5B's probabilities on 100 tweets of HSOL, Reviewer": (QWEN, "auc, reviewer"),
     "the same, User": (QWEN, "auc, user"),

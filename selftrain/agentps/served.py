@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.vllm.check import fetch
 from backbones.mllm.answering import ASKING, AnswerHeads
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import Prompt, Reader, answer_positions
@@ -43,6 +45,8 @@ FLAGS = (
     "--pooler-config", '{"task": "token_embed", "use_activation": false}',
 )  # fmt: skip
 """What vLLM is to be started with; `use_activation` would scale the states to unit length."""
+_MOST_BYTES = 1 << 30  # of an answer: a batch of prompts with a state of some thousand numbers a token
+_PAUSES = (0.5, 2.0)  # seconds before a request is repeated that a busy or restarted server did not answer
 
 
 class ServedModel:
@@ -62,8 +66,6 @@ class ServedModel:
     def __init__(
         self, folder: Path, endpoint: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0
     ) -> None:
-        import openai
-
         about = _about(folder)
         made = settings_of(about, folder / MERGED)
         if made.frames is not None:
@@ -89,8 +91,7 @@ class ServedModel:
         digest.update((folder / HEADS).read_bytes())
         self.fingerprint = digest.hexdigest()
         self._made, self._batch, self._requests = made, batch, requests
-        key = os.environ.get("SELFTRAIN_API_KEY") or "none"  # the client wants one even where no server does
-        self._client = openai.OpenAI(base_url=endpoint.rstrip("/"), api_key=key, timeout=timeout)
+        self._endpoint, self._timeout = endpoint.rstrip("/"), timeout
         self._name = self._served_name(endpoint)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
@@ -149,20 +150,24 @@ class ServedModel:
         return models[0]
 
     def _json(self, path: str, body: Any = None) -> dict[str, Any]:  # noqa: ANN401
-        import openai
-
+        url, key = self._endpoint + path, os.environ.get("SELFTRAIN_API_KEY", "")
+        for pause in (*_PAUSES, None):
+            reply = fetch(url, key, body, self._timeout, _MOST_BYTES)
+            passing = reply.status in (0, 408, 429) or reply.status >= 500
+            if not passing or pause is None:
+                break
+            time.sleep(pause)
+        if reply.status == 0:
+            raise ServingError(f"{url} does not answer as a vLLM server would ({reply.words}): is it up?")
+        if reply.status != 200:
+            raise ServingError(
+                f"{url} answered: {reply.words}. Expected a vLLM server started with {' '.join(FLAGS)}"
+            )
         try:
-            if body is None:
-                return dict(self._client.get(path, cast_to=dict[str, Any]))
-            return dict(self._client.post(path, cast_to=dict[str, Any], body=body))
-        except openai.APIStatusError as error:
+            return dict(json.loads(reply.body))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ServingError(
-                f"{path} of {self._client.base_url} answered {error.status_code}: {str(error)[:300]}."
-                f" Expected a vLLM server started with {' '.join(FLAGS)}"
-            ) from error
-        except (openai.APIError, ValueError) as error:
-            raise ServingError(
-                f"{self._client.base_url} does not answer as a vLLM server would ({error}): is it up?"
+                f"{url} answered with no JSON object ({error}): is it a vLLM server?"
             ) from error
 
 

@@ -74,10 +74,6 @@ class Columns:
             into objects and lists.
         header: All columns, where they are known beforehand.
 
-    Attributes:
-        missing: Columns that were given, and not met so far.
-        renamed: Column -> field, where another spelling was read.
-
     Raises:
         ManifestError: A field that is none, a column that the header lacks, or no column for the id.
     """
@@ -94,8 +90,8 @@ class Columns:
         self._given = {column: field for field, column in given.items()}
         self._header = None if header is None else frozenset(header)
         self._known: dict[str, tuple[str | None, bool]] = {}
-        self.missing = set(self._given)
-        self.renamed: dict[str, str] = {}
+        self.missing = set(self._given)  # columns that were given, and not met so far
+        self.renamed: dict[str, str] = {}  # column -> field, where another spelling was read
         if header is not None:
             self._check_header(path, header)
 

@@ -16,25 +16,16 @@ Part_co = TypeVar("Part_co", covariant=True)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext:
-    """A run whose posts are prepared and whose first round has not begun.
+    """A run whose posts are prepared and whose first round has not begun."""
 
-    Attributes:
-        folder: Opened and locked; its finished rounds can be read.
-        task: Classes and policy.
-        corpus: Posts, labels and features by position.
-        make_backbone: Gives a newly built pretrained backbone in float32, as fine-tuning wants it.
-        seed: Of the run's draws.
-        max_pixels: The largest width x height that an image's header may claim.
-        progress: Whether what takes long shows how far it is.
-    """
-
-    folder: RunFolder
-    task: Task
-    corpus: Corpus
+    folder: RunFolder  # opened and locked; its finished rounds can be read
+    task: Task  # classes and policy
+    corpus: Corpus  # posts, labels and features by position
+    # gives a newly built pretrained backbone in float32, as fine-tuning wants it
     make_backbone: Callable[[], Backbone]
-    seed: int
-    max_pixels: int
-    progress: bool = False
+    seed: int  # of the run's draws
+    max_pixels: int  # the largest width x height that an image's header may claim
+    progress: bool = False  # whether what takes long shows how far it is
 
 
 class ForRun(Protocol[Part_co]):

@@ -31,17 +31,12 @@ UNKNOWN = -1
 
 
 class TrainingSet(NamedTuple):
-    """What a model learns from, as positions in the corpus.
+    """What a model learns from, as positions in the corpus."""
 
-    Attributes:
-        positions: [M] positions of the posts.
-        groups: [M, C] `losses.Group` values: what a post is to each class that is set against the rest.
-        targets: [M, C] probability of that class, in [0, 1].
-    """
-
-    positions: IntArray
+    positions: IntArray  # [M] positions of the posts
+    # [M, C] `losses.Group` values: what a post is to each class that is set against the rest
     groups: IntArray
-    targets: Float32Array
+    targets: Float32Array  # [M, C] probability of that class, in [0, 1]
 
     @property
     def labelled(self) -> BoolArray:
@@ -57,26 +52,19 @@ class TrainingSet(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Posts, features and labels by position.
+    """Posts, features and labels by position."""
 
-    Attributes:
-        posts: Labelled, validation, pool and test posts, in this order.
-        table: Feature rows of `posts`; None until they are extracted.
-        labelled, validation, pool, test: Positions of each split.
-        labels: [len(posts)] places in `classes`, -1 where no label may be used (the pool).
-        truth: [len(posts)] like `labels`, and the hidden labels of pool posts too: for measuring only.
-        classes: K names, the positive one last.
-    """
-
-    posts: Sequence[Post]
-    table: FeatureTable | None
+    posts: Sequence[Post]  # labelled, validation, pool and test posts, in this order
+    table: FeatureTable | None  # feature rows of `posts`; None until they are extracted
+    # positions of each split
     labelled: IntArray
     validation: IntArray
     pool: IntArray
     test: IntArray
-    labels: LabelArray
+    labels: LabelArray  # [len(posts)] places in `classes`, -1 where no label may be used (the pool)
+    # [len(posts)] like `labels`, and the hidden labels of pool posts too: for measuring only
     truth: LabelArray
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # K names, the positive one last
 
     @property
     def positive(self) -> str:
@@ -117,12 +105,7 @@ class Corpus:
 
 
 def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corpus:
-    """Line up the posts of all splits.
-
-    Args:
-        splits: Checked splits; pool posts carry no label, `splits.truth` what is known of them.
-        task: Its classes.
-        table: Features of `ordered_posts(splits)`, or None.
+    """Line up the posts of all splits; `table` has the features of `ordered_posts(splits)`, if any.
 
     Raises:
         SplitError: Too few labels to train or validate on.

@@ -160,11 +160,7 @@ _ASIDES = (
 def write_words(invitation: bool, vague: bool, chance: random.Random, told: set[str]) -> str:
     """Write a notice that `told` does not hold yet, and add it there.
 
-    Args:
-        invitation: Which class the line that tells belongs to.
-        vague: Put a line there that fits both classes.
-        chance: Drawn from.
-        told: Every notice written before.
+    A vague one has a line that fits both classes, any other tells its class.
     """
     while True:
         lines = _OPEN if vague else _INVITING if invitation else _SELLING
@@ -186,10 +182,7 @@ Colour = tuple[int, int, int]
 def draw_picture(invitation: bool, vague: bool, chance: random.Random) -> Image.Image:
     """Draw a picture of `SIDE` x `SIDE` pixels.
 
-    Args:
-        invitation: Whether to show people who come together, or else wares for sale.
-        vague: Show at most one of each, which tells nothing.
-        chance: Drawn from.
+    It shows people who come together, or else wares for sale; a vague one at most one of each.
     """
     from PIL import Image, ImageDraw
 

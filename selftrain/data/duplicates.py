@@ -14,7 +14,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from selftrain.data.matching import (
-    COSINE,
     HASH_DISTANCE,
     Embeddings,
     HashIndex,
@@ -29,48 +28,25 @@ from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
 from selftrain.errors import SplitError
 
-__all__ = [
-    "COSINE",
-    "Dropped",
-    "DuplicateGroup",
-    "Embeddings",
-    "Match",
-    "conflicting_labels",
-    "describe_copies",
-    "find_duplicates",
-    "in_order",
-    "separate",
-]
-
 _Node = TypeVar("_Node", bound=Hashable)
 
 
 class DuplicateGroup(NamedTuple):
-    """Posts that are copies of one another.
+    """Posts that are copies of one another."""
 
-    Attributes:
-        ids: Two or more, in the order of the posts.
-        kind: "text", "image bytes", "image" (near hashes) or "embedding".
-        detail: What they share.
-    """
-
-    ids: tuple[str, ...]
-    kind: str
-    detail: str
+    ids: tuple[str, ...]  # two or more, in the order of the posts
+    kind: str  # "text", "image bytes", "image" (near hashes) or "embedding"
+    detail: str  # what they share
 
 
 class Dropped(NamedTuple):
-    """A copy taken out of its split because another stands in a split of higher priority.
-
-    Attributes:
-        kind: "text", "image bytes", "image" or "embedding"; "all" when every modality had to match.
-    """
+    """A copy taken out of its split because another stands in a split of higher priority."""
 
     post_id: str
     split: str
     kept_id: str
     kept_split: str
-    kind: str
+    kind: str  # "text", "image bytes", "image" or "embedding"; "all" when every modality had to match
 
 
 def find_duplicates(
@@ -132,10 +108,7 @@ def separate(
         match: "any": one modality that matches is enough, one image of an album too. "all": every modality
             that both posts have must match, each image of the smaller album with one of the larger; memes
             that share a template or a caption only are then different posts.
-        embeddings: Compares texts by meaning too, when given; positions as in `in_order`.
-        distance: Most differing bits, of 64, of two near images, in [0, 16].
-        workers: Threads that hash images; 0 for none.
-        progress: Shows a bar while images are hashed.
+        embeddings, distance, workers, progress: As of `find_duplicates`; positions as in `in_order`.
 
     Raises:
         SplitError: Too few labelled posts or an empty pool are left.

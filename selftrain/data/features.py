@@ -36,15 +36,11 @@ class FeatureTable:
     """Rows of the posts given to `extract_features`, read from disk at each call.
 
     Positions are relative to the posts given. Memory does not grow with the table: only an index is held.
-
-    Attributes:
-        layout: Where the blocks of a row lie.
-        failed: Post id -> reason, for the posts that have no row; theirs read as NaN.
     """
 
     def __init__(self, store: FeatureStore, numbers: IntArray, failed: Mapping[str, str]) -> None:
-        self.layout: FeatureLayout = store.layout
-        self.failed: dict[str, str] = dict(failed)
+        self.layout: FeatureLayout = store.layout  # where the blocks of a row lie
+        self.failed: dict[str, str] = dict(failed)  # post id -> why it has no row; theirs read as NaN
         self._store = store
         self._numbers = numbers
 
@@ -80,15 +76,10 @@ class FeatureTable:
 
 
 class EncoderPool(NamedTuple):
-    """Who computes features where it is not this process alone.
+    """Who computes features where it is not this process alone."""
 
-    Attributes:
-        engine: Runs the encoders.
-        make_backbone: Makes the same backbone once more.
-    """
-
-    engine: Engine
-    make_backbone: Callable[[], Backbone]
+    engine: Engine  # runs the encoders
+    make_backbone: Callable[[], Backbone]  # makes the same backbone once more
 
 
 class _CacheKey(NamedTuple):

@@ -70,19 +70,12 @@ _GARBLED = re.compile("\ufffd|[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac")
 
 
 class ManifestNote(NamedTuple):
-    """Something about a manifest that a person should know, though no row is bad for it.
+    """Something about a manifest that a person should know, though no row is bad for it."""
 
-    Attributes:
-        reason: What was found, and how it was read, or that it was not.
-        remedy: What to do if that is wrong; may be empty.
-        rows: Rows concerned; 0 for the file as a whole.
-        line: The first of them.
-    """
-
-    reason: str
-    remedy: str = ""
-    rows: int = 0
-    line: int = 0
+    reason: str  # what was found, and how it was read, or that it was not
+    remedy: str = ""  # what to do if that is wrong; may be empty
+    rows: int = 0  # rows concerned; 0 for the file as a whole
+    line: int = 0  # the first of them
 
     def __str__(self) -> str:
         """Return one line of text."""
@@ -550,51 +543,31 @@ def _unchanged(written: str, folder: Path, digest: str) -> Path:
 
 
 class Problem(NamedTuple):
-    """One row set aside: where it stands, why, and what would mend it.
+    """One row set aside: where it stands, why, and what would mend it."""
 
-    Attributes:
-        line: 1-based line in the file (Parquet: row); 0 for the file as a whole.
-        post_id: The row's id as far as it could be read, else None.
-        reason: What was found and what was expected.
-        remedy: What to do.
-    """
-
-    line: int
-    post_id: str | None
-    reason: str
-    remedy: str
+    line: int  # 1-based line in the file (Parquet: row); 0 for the file as a whole
+    post_id: str | None  # the row's id as far as it could be read, else None
+    reason: str  # what was found and what was expected
+    remedy: str  # what to do
 
 
 class Tolerance(NamedTuple):
-    """How much may be set aside before a command stops; both limits must be kept.
+    """How much may be set aside before a command stops; both limits must be kept."""
 
-    Attributes:
-        rows: The most rows, >= 0; None for any number.
-        share: The largest share of all rows, in [0, 1]; None for any.
-    """
-
-    rows: int | None = 100
-    share: float | None = 0.05
+    rows: int | None = 100  # the most rows, >= 0; None for any number
+    share: float | None = 0.05  # the largest share of all rows, in [0, 1]; None for any
 
     def check(
         self,
         bad: int,
         total: int,
-        lines: Iterable[str],
+        lines: Iterable[str],  # the first of the bad ones, each with its reason
         *,
-        what: str,
-        where: str = "",
-        fault: str = "are set aside",
+        what: str,  # was counted: "rows" or "posts"
+        where: str = "",  # the file, and a colon
+        fault: str = "are set aside",  # what became of them
     ) -> None:
         """Stop when more was set aside than tolerated.
-
-        Args:
-            bad: How many were set aside.
-            total: Of how many.
-            lines: The first of them, each with its reason.
-            what: What was counted, "rows" or "posts".
-            where: The file, and a colon.
-            fault: What became of them.
 
         Raises:
             QuarantineError: With the count, the share, `lines` and what to type.
@@ -625,21 +598,13 @@ class Tolerance(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ManifestReport:
-    """The posts of a manifest in its order, and the rows set aside; a row is in exactly one of them.
-
-    Attributes:
-        path: The manifest.
-        posts: In its order.
-        problems: The rows set aside, the first hundred thousand of them.
-        notes: What was not read, or read as something else than it is called.
-        unlisted: Rows set aside beyond those of `problems`.
-    """
+    """The posts of a manifest in its order, and the rows set aside; a row is in exactly one of them."""
 
     path: Path
-    posts: tuple[Post, ...]
-    problems: tuple[Problem, ...]
-    notes: tuple[ManifestNote, ...] = ()
-    unlisted: int = 0
+    posts: tuple[Post, ...]  # in its order
+    problems: tuple[Problem, ...]  # the rows set aside, the first hundred thousand of them
+    notes: tuple[ManifestNote, ...] = ()  # what was not read, or read as something else than it is called
+    unlisted: int = 0  # rows set aside beyond those of `problems`
 
     @property
     def rows(self) -> int:

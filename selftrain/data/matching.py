@@ -66,13 +66,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class ImageHash(NamedTuple):
-    """Attributes:
-    digest: SHA-256 of the file.
-    perceptual: 64-bit hash by discrete cosine transform, or None for an image of one flat colour.
-    """
+    """What a picture is compared by."""
 
-    digest: bytes
-    perceptual: int | None
+    digest: bytes  # SHA-256 of the file
+    perceptual: int | None  # 64-bit hash by discrete cosine transform; None: the image is of one flat colour
 
 
 def hash_images(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> dict[Path, ImageHash]:
@@ -151,18 +148,13 @@ _CHUNK = 4096
 
 
 class Embeddings(NamedTuple):
-    """Where the feature rows of the posts are found.
+    """Where the feature rows of the posts are found."""
 
-    Attributes:
-        rows: Positions -> float32 [n, D]. Positions are relative to the posts (`find_duplicates`), or to
-            test, validation, labelled and pool laid end to end (`separate`, see `in_order`).
-        text: The text block's slice of a row. A block of zeros or NaN stands for no text.
-        threshold: The least cosine of two close texts, in (0, 1].
-    """
-
+    # Positions -> float32 [n, D]. Positions are relative to the posts (`find_duplicates`), or to test,
+    # validation, labelled and pool laid end to end (`separate`, see `in_order`).
     rows: Callable[[Sequence[int]], Float32Array]
-    text: slice
-    threshold: float = COSINE
+    text: slice  # The text block's slice of a row. A block of zeros or NaN stands for no text.
+    threshold: float = COSINE  # the least cosine of two close texts, in (0, 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,22 +13,16 @@ MAX_ALBUM = 256  # of albums that are sampled into frames
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One post of a manifest, checked: text, images or a video, or text and one of these.
+    """One post of a manifest, checked: text, images or a video, or text and one of these."""
 
-    Attributes:
-        id: Unique within the manifest.
-        text: May be empty when there is an image.
-        images: 0-16 absolute paths, inside the manifest's folder; up to 256 where albums are sampled.
-        label: A class name of the task, or None when nobody has labelled the post.
-        process: Question name -> answer, for the ancillary questions of the task.
-        extra: Every other field of the row, carried along untouched.
-        video: Absolute path, inside the manifest's folder, or None; AgentPS samples it into frames.
-    """
-
-    id: str
-    text: str = ""
+    id: str  # unique within the manifest
+    text: str = ""  # may be empty when there is an image
+    # 0-16 absolute paths, inside the manifest's folder; up to 256 where albums are sampled
     images: tuple[Path, ...] = ()
-    label: str | None = None
+    label: str | None = None  # a class name of the task, or None when nobody has labelled the post
+    # question name -> answer, for the ancillary questions of the task
     process: Mapping[str, str] = field(default_factory=dict)
+    # every other field of the row, carried along untouched
     extra: Mapping[str, Any] = field(default_factory=dict)
+    # absolute path, inside the manifest's folder, or None; AgentPS samples it into frames
     video: Path | None = None

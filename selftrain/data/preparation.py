@@ -14,17 +14,11 @@ from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.columns import SPLIT
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
-from selftrain.data.duplicates import (
-    Dropped,
-    Embeddings,
-    conflicting_labels,
-    describe_copies,
-    in_order,
-    separate,
-)
+from selftrain.data.duplicates import Dropped, conflicting_labels, describe_copies, in_order, separate
 from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.inline_pictures import cache_home
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
+from selftrain.data.matching import Embeddings
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
@@ -33,41 +27,27 @@ from selftrain.selection import quotas
 
 
 class PreparedData(NamedTuple):
-    """What a run works on.
+    """What a run works on."""
 
-    Attributes:
-        task: Classes, policy, questions.
-        corpus: Posts by position, with features.
-        quarantine: Everything left out: bad rows, copies across splits, posts that could not be encoded.
-        identity: What must be the same when the run goes on.
-        posts: Post id -> its split, and a digest of text and label: says what differs where that is not so.
-    """
-
-    task: Task
-    corpus: Corpus
+    task: Task  # classes, policy, questions
+    corpus: Corpus  # posts by position, with features
+    # everything left out: bad rows, copies across splits, posts that could not be encoded
     quarantine: list[Json]
-    identity: Json
+    identity: Json  # what must be the same when the run goes on
+    # post id -> its split, and a digest of text and label: says what differs where that is not so
     posts: Mapping[str, str]
 
 
 class SplitPosts(NamedTuple):
-    """Posts in their splits, as `split` gives them to a `SelfTrainer`.
+    """Posts in their splits, as `split` gives them to a `SelfTrainer`."""
 
-    Attributes:
-        task: Classes, policy, questions.
-        splits: Every label of train still in use; which of them to hide is drawn when features are known.
-        section: How they were split.
-        seed: Of the draws.
-        quarantine: Rows left out, and notes.
-        hints: What may have been read otherwise than it was meant, one line each.
-    """
-
-    task: Task
+    task: Task  # classes, policy, questions
+    # every label of train still in use; which of them to hide is drawn when features are known
     splits: Splits
-    section: DataSection
-    seed: int
-    quarantine: list[Json]
-    hints: tuple[str, ...] = ()
+    section: DataSection  # how they were split
+    seed: int  # of the draws
+    quarantine: list[Json]  # rows left out, and notes
+    hints: tuple[str, ...] = ()  # what may have been read otherwise than it was meant, one line each
 
 
 def split(
@@ -155,7 +135,8 @@ def prepare_split(
             pool=pool,
         )  # fmt: skip
 
-    splits, failed = _without_failures(drawn, extract(in_order(drawn)))
+    failed = extract(in_order(drawn)).failed
+    splits = drawn.without(failed) if failed else drawn
     _enforce_failures(failed, len(in_order(drawn)), recipe.data)
     with _explained(hints):
         splits, dropped = _keep_apart(splits, recipe.data, extract)
@@ -288,10 +269,6 @@ def _keep_apart(
     table = extract(in_order(splits))
     embeddings = Embeddings(table.rows, table.layout.text, section.near_duplicate_cosine)
     return separate(splits, match=section.duplicates, embeddings=embeddings)
-
-
-def _without_failures(splits: Splits, table: FeatureTable) -> tuple[Splits, dict[str, str]]:
-    return (splits.without(table.failed), table.failed) if table.failed else (splits, {})
 
 
 def _enforce_failures(failed: dict[str, str], total: int, section: DataSection) -> None:

@@ -18,18 +18,12 @@ MANIFESTS = ("manifest", "pool", "validation", "test")
 
 
 class TaskWords(NamedTuple):
-    """A task in words.
-
-    Attributes:
-        classes: In the order of the run.
-        policy: None when the task file is gone or has changed its classes; `meanings` is empty then.
-        meanings: Class name -> one line.
-    """
+    """A task in words."""
 
     name: str
-    classes: tuple[str, ...]
-    policy: str | None
-    meanings: Mapping[str, str]
+    classes: tuple[str, ...]  # in the order of the run
+    policy: str | None  # None when the task file is gone or has changed its classes; `meanings` is empty then
+    meanings: Mapping[str, str]  # class name -> one line
 
     @classmethod
     def of(cls, task: Task, classes: Sequence[str]) -> TaskWords:
@@ -55,21 +49,15 @@ def task_words(folder: RunFolder, classes: Sequence[str]) -> TaskWords:
 
 
 class FoundPost(NamedTuple):
-    """A post as its manifest has it now.
+    """A post as its manifest has it now."""
 
-    Attributes:
-        text: May be empty.
-        images: Absolute paths, inside the manifest's folder.
-        names: The same, relative to the manifest.
-        label: What the manifest says; of a pool post the run did not see it, so it is a truth to measure by.
-        reason: Why the row is not a good one any more (a picture is gone, for instance); its pictures are
-            left out then. Empty for a good row.
-    """
-
-    text: str
-    images: tuple[Path, ...]
-    names: tuple[str, ...]
+    text: str  # may be empty
+    images: tuple[Path, ...]  # absolute paths, inside the manifest's folder
+    names: tuple[str, ...]  # the same, relative to the manifest
+    # what the manifest says; of a pool post the run did not see it, so it is a truth to measure by
     label: str | None
+    # Why the row is not a good one any more (a picture is gone, for instance); its pictures are left out
+    # then. Empty for a good row.
     reason: str = ""
 
 
@@ -79,7 +67,6 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-
     missing, found = {post_id.strip(): post_id for post_id in wanted}, dict[str, FoundPost]()
     section: dict[str, Any] = folder.recipe()["data"]
     for path in (Path(section[name]) for name in MANIFESTS if name in section):
@@ -97,7 +84,6 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
 
 
 def _found(rows: Rows, raw: RawRow, root: Path) -> FoundPost:
-
     try:
         post = rows.post(raw)
     except RowError as error:

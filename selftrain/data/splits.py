@@ -31,28 +31,22 @@ SPLIT_NAMES = {
 class Splits:
     """The four splits; no id stands in two.
 
-    Attributes:
-        names: The task's class names; every label is one of them.
-        labelled: At least two posts of each class.
-        validation: Labelled; chooses the model and the thresholds. May be empty: then each labelled post is
-            left out once instead.
-        pool: Their labels are hidden: `label` is None, and `process` is empty where there was a label.
-        test: Labelled; only measured on. May be empty.
-        truth: Id -> label of the pool posts whose label was hidden. For measuring only, never for training.
-        allow_empty_pool: For training without a loop.
-
     Raises:
         SplitError: An id twice, a post without label where one is needed, fewer than two labelled posts of a
             class, none of a class in the validation split, or an empty pool; with the figures.
     """
 
-    names: tuple[str, ...]
-    labelled: tuple[Post, ...]
+    names: tuple[str, ...]  # the task's class names; every label is one of them
+    labelled: tuple[Post, ...]  # at least two posts of each class
+    # Labelled; chooses the model and the thresholds. May be empty: then each labelled post is left out once
+    # instead.
     validation: tuple[Post, ...]
+    # their labels are hidden: `label` is None, and `process` is empty where there was a label
     pool: tuple[Post, ...]
-    test: tuple[Post, ...] = ()
+    test: tuple[Post, ...] = ()  # Labelled; only measured on. May be empty.
+    # Id -> label of the pool posts whose label was hidden. For measuring only, never for training.
     truth: Mapping[str, str] = field(default_factory=dict)
-    allow_empty_pool: bool = False
+    allow_empty_pool: bool = False  # for training without a loop
 
     def __post_init__(self) -> None:
         self._check_ids()
@@ -86,14 +80,8 @@ class Splits:
         """
         gone = frozenset(ids)
         left = {name: tuple(post for post in self[name] if post.id not in gone) for name in PRIORITY}
-        return replace(
-            self,
-            labelled=left["labelled"],
-            validation=left["validation"],
-            pool=left["pool"],
-            test=left["test"],
-            truth={post_id: label for post_id, label in self.truth.items() if post_id not in gone},
-        )
+        truth = {post_id: label for post_id, label in self.truth.items() if post_id not in gone}
+        return Splits(self.names, **left, truth=truth, allow_empty_pool=self.allow_empty_pool)
 
     def _check_ids(self) -> None:
         homes: dict[str, str] = {}
@@ -114,11 +102,9 @@ class Splits:
         strange = [post for post in self[name] if post.label not in self.names]
         if strange:
             raise SplitError(
-                f"{len(strange)} of {len(self[name])} posts of {name} have no label of the task, "
-                f"{strange[0].id!r} "
-                f"with {strange[0].label!r} first; expected one of {list(self.names)}: label them "
-                f"or put them into "
-                "the pool"
+                f"{len(strange)} of {len(self[name])} posts of {name} have no label of the task,"
+                f" {strange[0].id!r} with {strange[0].label!r} first; expected one of {list(self.names)}:"
+                " label them or put them into the pool"
             )
 
 
@@ -181,9 +167,7 @@ def split_given(
         validation: Labelled posts.
         pool: Any posts; their labels are hidden.
         test: Labelled posts.
-        labelled: How many posts of train keep their label; None for all.
-        balanced: Draw as many labelled posts of each class, instead of the classes' shares in train.
-        seed: In [0, 2**32).
+        labelled, balanced, seed: As of `split_by_shares`.
 
     Raises:
         SplitError: The posts do not suffice, or an id stands in two splits.
@@ -234,16 +218,9 @@ def split_by_column(
     """
     parts = parts_by_column(posts, column)
     return split_given(
-        task,
-        parts["labelled"],
-        parts["validation"],
-        parts["pool"],
-        parts["test"],
-        labelled=labelled,
-        balanced=balanced,
-        seed=seed,
-        allow_empty_pool=allow_empty_pool,
-    )
+        task, parts["labelled"], parts["validation"], parts["pool"], parts["test"],
+        labelled=labelled, balanced=balanced, seed=seed, allow_empty_pool=allow_empty_pool,
+    )  # fmt: skip
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

@@ -80,37 +80,23 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RawRow(NamedTuple):
-    """A row as it stands in the file.
+    """A row as it stands in the file."""
 
-    Attributes:
-        line: 1-based line on which it begins; in Parquet the 1-based row.
-        fields: Column -> value; None when the row could not be read.
-        reason: Why it could not, else empty.
-        remedy: What to do then.
-        unread: Column -> why its value cannot be read; whoever needs the column refuses the row.
-    """
-
-    line: int
-    fields: dict[str, Any] | None
-    reason: str = ""
-    remedy: str = ""
+    line: int  # 1-based line on which it begins; in Parquet the 1-based row
+    fields: dict[str, Any] | None  # column -> value; None when the row could not be read
+    reason: str = ""  # why it could not, else empty
+    remedy: str = ""  # what to do then
+    # column -> why its value cannot be read; whoever needs the column refuses the row
     unread: Mapping[str, str] = {}
 
 
 class Table(NamedTuple):
-    """An opened table.
+    """An opened table."""
 
-    Attributes:
-        form: "CSV", "JSON" or "Parquet".
-        columns: Of the header; None for JSON, where every row has names of its own.
-        rows: Read as they are asked for.
-        notes: What is unusual about the file and was understood; complete once the rows are read.
-    """
-
-    form: str
-    columns: tuple[str, ...] | None
-    rows: Iterator[RawRow]
-    notes: list[str]
+    form: str  # "CSV", "JSON" or "Parquet"
+    columns: tuple[str, ...] | None  # of the header; None for JSON, where every row has names of its own
+    rows: Iterator[RawRow]  # read as they are asked for
+    notes: list[str]  # what is unusual about the file and was understood; complete once the rows are read
 
 
 def open_table(
@@ -572,11 +558,7 @@ def _column_name(name: str, place: int) -> str:
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:
-    """Refuse column names that cannot be read, or told apart.
-
-    Raises:
-        ManifestError: Which, and what to do.
-    """
+    """Refuse column names that cannot be read, or told apart."""
     if any(not name.isprintable() for name in names):
         raise ManifestError(
             f"{path} has the columns {shorten(list(names)[:12])}; expected readable names in UTF-8: correct"

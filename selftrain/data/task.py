@@ -51,20 +51,16 @@ class TaskClass(NamedTuple):
 class Question:
     """One ancillary question about a post.
 
-    Attributes:
-        name: As the `process` field of a manifest writes it.
-        wording: As the model reads it.
-        answers: Two or more. With a `counting` rule exactly two: the first holds when the rule is met.
-        counting: None, or how a number of pictures becomes an answer: ``"any"`` (one is enough),
-            ``"most"`` (more than half), or the least share of them, in (0, 1].
-
     Raises:
         TaskError: Fewer than two answers, one twice, or a counting rule that is none.
     """
 
-    name: str
-    wording: str
+    name: str  # as the `process` field of a manifest writes it
+    wording: str  # as the model reads it
+    # Two or more. With a `counting` rule exactly two: the first holds when the rule is met.
     answers: tuple[str, ...]
+    # None, or how a number of pictures becomes an answer: ``"any"`` (one is enough), ``"most"`` (more than
+    # half), or the least share of them, in (0, 1]
     counting: str | float | None = None
 
     def __post_init__(self) -> None:
@@ -117,24 +113,17 @@ class Question:
 class Task:
     """What is to be told apart, and by which policy.
 
-    Attributes:
-        name: Short, for folders and headings.
-        classes: Two or more, names unique.
-        positive: The name of the class that is looked for.
-        policy: The text that says what belongs to which class; the agents read it.
-        roles: "reviewer" or "user" -> a description that replaces the built-in one.
-        questions: The ancillary questions, names unique.
-
     Raises:
         TaskError: Any of these does not hold; found, expected and what to do.
     """
 
-    name: str
-    classes: tuple[TaskClass, ...]
-    positive: str
-    policy: str
+    name: str  # short, for folders and headings
+    classes: tuple[TaskClass, ...]  # two or more, names unique
+    positive: str  # the name of the class that is looked for
+    policy: str  # the text that says what belongs to which class; the agents read it
+    # "reviewer" or "user" -> a description that replaces the built-in one
     roles: Mapping[str, str] = field(default_factory=dict)
-    questions: tuple[Question, ...] = ()
+    questions: tuple[Question, ...] = ()  # the ancillary questions, names unique
 
     def __post_init__(self) -> None:
         _require_text(self.name, "`name`")

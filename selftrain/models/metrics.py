@@ -106,9 +106,29 @@ def log_likelihoods(labels: LabelArray, logits: Float32Array) -> FloatArray:
 
 def auc(truth: BoolArray, scores: npt.NDArray[Any]) -> float | None:
     """Return the area under the ROC curve of scores [B], in [0, 1]; None where only one kind occurs."""
-    from sklearn.metrics import roc_auc_score
+    if truth.all() or not truth.any():
+        return None
+    _, hits, misses = _ranked(truth, scores)
+    if len(hits) > 2:  # of a straight stretch the ends are enough, and their sum is scikit-learn's to the bit
+        bends = np.r_[True, (np.diff(hits, 2) != 0) | (np.diff(misses, 2) != 0), True]
+        hits, misses = hits[bends], misses[bends]
+    up, across = np.r_[0, hits] / hits[-1], np.r_[0, misses] / misses[-1]
+    return float((np.diff(across) * (up[1:] + up[:-1]) / 2).sum())
 
-    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else None
+
+def _ranked(truth: BoolArray, scores: npt.NDArray[Any]) -> tuple[FloatArray, IntArray, IntArray]:
+    """Return the thresholds [T] that tell posts apart, from the highest down, and the posts from there up.
+
+    Those are counts [T] of either kind, the true ones first. Written out as `macro_f1` is: intervals ask for
+    this thousands of times, and scikit-learn takes 4 ms to look at what it is given.
+    """
+    if np.isnan(scores).any():
+        raise ValueError("a score is no number (NaN): posts cannot be ranked by it")
+    order = np.argsort(scores, kind="stable")[::-1]
+    ranked = scores[order]
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    hits = np.cumsum(truth[order], dtype=np.int64)[ends]
+    return ranked[ends], hits, ends + 1 - hits
 
 
 class Curve(NamedTuple):
@@ -125,13 +145,10 @@ def curve(truth: BoolArray, scores: FloatArray) -> Curve:
 
     `truth` [B] says whether the answer looked for is the true one; ValueError: it never is.
     """
-    from sklearn.metrics import precision_recall_curve
-
     if not truth.any():
         raise ValueError("none of the posts has the answer looked for: recall is undefined")
-    precision, recall, thresholds = precision_recall_curve(truth, scores)
-    # the last of its points stands for choosing nothing, and has no threshold
-    return Curve(thresholds[::-1], precision[-2::-1], recall[-2::-1])
+    thresholds, hits, misses = _ranked(truth, scores)
+    return Curve(thresholds, hits / (hits + misses), hits / hits[-1])
 
 
 def threshold_metrics(truth: BoolArray, scores: FloatArray) -> dict[str, float]:

@@ -306,10 +306,15 @@ def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Ma
     `when` is a further class, for a chart that only some pages show.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     written = io.BytesIO()
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):  # what lies below shines through
+        patch.set(facecolor="none", edgecolor="none")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": True}):
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        # `savefig` would draw everything twice, the first time for the layout, which drawing makes anyway
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(written, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(written.getvalue())
     used = {one.decode() for one in re.findall(rb'#([\w-]+)["\)]', written.getvalue())}
     for parent in [*root.iter()]:

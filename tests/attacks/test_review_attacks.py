@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import time
 from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
@@ -31,7 +30,7 @@ class Review(Attacked):
     """A server of reviews; a client of it is a browser with its cookies."""
 
     def __init__(self, folder):
-        super().__init__([sys.executable, "-m", "selftrain", "review", "serve", str(folder), "--no-browser"])
+        super().__init__(["-m", "selftrain", "review", "serve", str(folder), "--no-browser"])
         where = urlsplit(self.first("open "))
         self.token = parse_qs(where.query)["token"][0]
         self.listening(where.port)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 PRELOADED = (
     "backbones.minilm_efficientnet", "sklearn.metrics", "scipy.optimize", "safetensors.torch",
-    "matplotlib.figure", "jinja2", "openai", "aiohttp", "agents.offline.offline_agent", "selftrain.loop",
+    "matplotlib.figure", "jinja2", "aiohttp", "msgspec", "agents.offline.offline_agent", "selftrain.loop",
     "selftrain.runs", "selftrain.cli", "selftrain.agentps.train", "selftrain.report.run_page", "peft",
     "accelerate", "transformers", "torch.utils.tensorboard",
 )  # fmt: skip

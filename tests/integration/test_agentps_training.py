@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import time
 import pytest
 from agentps_helpers import RECIPE, training_folder
 from cli_helpers import here
+from processes import Process, selftrain
 
 pytestmark = pytest.mark.integration
 QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -27,13 +29,6 @@ def argv(place, out, *more):
         "agentps", "train", str(place / "posts.jsonl"), "--task", str(place / "task.toml"),
         "--recipe", str(place / "recipe.toml"), "--out", str(out), *more,
     ]  # fmt: skip
-
-
-def selftrain(*args, timeout=300):
-    return subprocess.run(
-        [sys.executable, "-m", "selftrain", *map(str, args)], env=QUIET, capture_output=True, text=True,
-        timeout=timeout, check=False,
-    )  # fmt: skip
 
 
 def losses(folder):
@@ -63,15 +58,11 @@ def test_what_lies_in_the_folder(model):
     assert sum("token_adapter" in name for name in kept) == 1
 
 
-def by_two(place, out, *more):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [*launcher, "-m", "selftrain", *argv(place, out, *more)]
-    subprocess.run(command, env=QUIET, check=True, capture_output=True, timeout=400)
-
-
 def test_two_processes_give_the_losses_of_one(place, model):
     out = place / "two"
-    by_two(place, out)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*launcher, "-m", "selftrain", *argv(place, out)]
+    subprocess.run(command, env=QUIET, check=True, capture_output=True, timeout=400)
     one, two = losses(model), losses(out)
     assert len(one) == len(two) == 12
     for a, b in zip(one, two, strict=True):
@@ -81,21 +72,31 @@ def test_two_processes_give_the_losses_of_one(place, model):
     assert (out / "model.safetensors").read_bytes() != (model / "model.safetensors").read_bytes()
 
 
+def launched(rank, port):
+    """What torch's launcher tells one of two processes."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    return {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
 def test_a_process_without_a_picture_trains_the_tower_with_the_others(place):
     """One post a part, one of three without pictures: the last part of a process often has none."""
     more = ("--set", "model.vision=true", "--set", "training.part=1", "--set", "training.epochs=1")
     done = selftrain(*argv(place, place / "tower-one", *more))
     assert done.returncode == 0, done.stderr
-    by_two(place, place / "tower-two", *more)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ("-m", "selftrain", *argv(place, place / "tower-two", *more))
+    two = [Process(words, env=QUIET | launched(rank, port)) for rank in range(2)]
+    for one in two:
+        _, said = one.communicate(timeout=300)
+        assert one.returncode == 0, said
     for a, b in zip(losses(place / "tower-one"), losses(place / "tower-two"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
 
 def killed(args, once, start=("-m", "selftrain")):
     """Run a command, and SIGKILL it as soon as `once` says so."""
-    nowhere = subprocess.DEVNULL
-    command = [sys.executable, *start, *map(str, args)]
-    process = subprocess.Popen(command, env=QUIET, stdout=nowhere, stderr=nowhere)
+    process = Process((*start, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not once():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from annotation_helpers import make_home
+from processes import run
 
 pytestmark = pytest.mark.integration
 
@@ -16,20 +15,14 @@ CHILD = Path(__file__).with_name("annotate_child.py")
 QUESTIONS = 15
 
 
-def run(home, last):
-    return subprocess.run(
-        [sys.executable, CHILD, home, str(last)], capture_output=True, text=True, check=False, timeout=120
-    )
-
-
 def test_killed_again_and_again_it_asks_everything_once(tmp_path):
     whole, killed = make_home(tmp_path / "whole"), make_home(tmp_path / "killed")
-    assert run(whole, 0).returncode == 0
+    assert run((CHILD, whole, 0)).returncode == 0
     for count in range(4, QUESTIONS, 4):
-        assert run(killed, 4).returncode == -signal.SIGKILL
+        assert run((CHILD, killed, 4)).returncode == -signal.SIGKILL
         assert len((killed / "asked.txt").read_text().splitlines()) == count
         assert not (killed / "annotated.jsonl").exists()
-    last = run(killed, 0)
+    last = run((CHILD, killed, 0))
     assert last.returncode == 0, last.stderr
     assert "12 answers were in the store already" in last.stdout
     asked = (killed / "asked.txt").read_text().splitlines()

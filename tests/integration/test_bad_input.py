@@ -7,7 +7,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import here
 from loop_child import light_backbone
+from processes import selftrain
 
 from selftrain.data import feature_store
 from selftrain.data.drawn import ADVERTISEMENT, draw_posts
@@ -318,20 +318,12 @@ def test_changed_posts_are_refused_and_the_run_is_not_touched(place):
     assert snapshot(place / "run") == before
 
 
-def command(place, *arguments):
-    recipe, out = str(place / "recipe.toml"), str(place / "run")
-    return subprocess.run(
-        [sys.executable, "-m", "selftrain", "run", recipe, "--out", out, *arguments],
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
 def test_a_second_process_on_the_same_run_is_turned_away(place):
     rounds = start(place / "recipe.toml", place / "run").rounds()
     next(rounds)
     with pytest.raises(RunBusyError, match="another process works on the run"):
         go(place)
-    result = command(place)
+    result = selftrain("run", place / "recipe.toml", "--out", place / "run")
     assert result.returncode == 2, result.stderr
     assert "another process works on the run" in result.stderr
     assert "Traceback" not in result.stderr

@@ -9,11 +9,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 import selftrain as st
 from selftrain.cli import main
@@ -94,10 +93,7 @@ def beside(home, monkeypatch):
 def start(home, *command):
     path = os.pathsep.join([str(CHECKOUT), str(home)])
     environment = os.environ | {"PYTHONPATH": path, "SELFTRAIN_CACHE": str(home / "cache")}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=home, env=environment, capture_output=True, text=True,
-        check=False, timeout=300,
-    )  # fmt: skip
+    return run(command, cwd=home, env=environment)
 
 
 def least(home, rounds=1):

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import Process
 
 from backbones.base import Encoded, FeatureLayout
 from selftrain.data.feature_store import FORMAT
@@ -22,7 +21,7 @@ POSTS = 400
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import test_features_killed as room
 root, step, kill_after = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 backbone = room.SlowBackbone(kill_after)
@@ -68,13 +67,7 @@ class SlowBackbone:
 
 def start(root, step=1, kill_after=-1):
     arguments = [str(Path(__file__).parent), str(root), str(step), str(kill_after)]
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
-        cwd=CHECKOUT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Process(("-c", CHILD, *arguments), cwd=CHECKOUT)
 
 
 def test_a_killed_extraction_goes_on_where_it_was(tmp_path):

@@ -6,11 +6,10 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
-from kill_helpers import ENVIRONMENT, child
+from kill_helpers import child
+from processes import selftrain
 
 from selftrain.cli import main
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def launch():
     """Runs one filter in a process of its own: exit code, and what it told."""
-    with child("filter_child.py") as ask:
+    with child("filter_child.py", light=True) as ask:
         yield lambda source, sink, kill=None, **options: ask(
             source=str(source), sink=str(sink), kill=kill, **options
         )
@@ -158,13 +157,7 @@ def test_memory_does_not_grow_with_the_source(launch, tmp_path):
 def test_the_command_on_a_real_run(small_run, tmp_path, capsys):
     manifest = small_run.parent / "data" / "manifest.jsonl"
     words = ["filter", str(small_run), "--source", str(manifest), "--precision", ".6"]
-    first = subprocess.run(
-        [
-            *(sys.executable, "-m", "selftrain", *words),
-            *("--sink", str(tmp_path / "sink.jsonl"), "--validation", str(manifest)),
-        ],
-        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT,
-    )  # fmt: skip
+    first = selftrain(*words, "--sink", tmp_path / "sink.jsonl", "--validation", manifest, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "on 120 validation posts" in first.stdout
     kept = lines(tmp_path / "sink.jsonl")

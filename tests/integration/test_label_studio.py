@@ -6,9 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from selftrain.cli import main
@@ -99,11 +99,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed(run, file, point):
-    return subprocess.run(
-        [sys.executable, "-c", KILLED, str(run.path), str(file), str(point)],
-        cwd=CHECKOUT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
-    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    return processes.run(("-c", KILLED, run.path, file, point), cwd=CHECKOUT, env=environment)
 
 
 def test_an_import_killed_half_way_has_taken_nothing_and_the_same_file_again_takes_all(run, tmp_path):

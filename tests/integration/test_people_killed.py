@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 from kill_helpers import CHECKOUT, SMALL, launcher
+from processes import run
 
 from selftrain.cli import main
 from selftrain.data.drawn import draw_posts
@@ -236,10 +235,7 @@ def test_an_audit_killed_and_repeated_is_drawn_once_and_allowed_once(whole, tmp_
     out = tmp_path / "run"
     shutil.copytree(whole, out, symlinks=True)
     for moment in ("allowing", "adding", "allowing"):
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED_AUDIT, str(out), moment],
-            cwd=CHECKOUT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        killed = run(("-c", KILLED_AUDIT, out, moment), cwd=CHECKOUT)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = ReviewLedger(whole / LEDGER).progress()
     assert ReviewLedger(out / LEDGER).progress().entered == before.entered

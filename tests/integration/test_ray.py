@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import Process
 from ray_helpers import NotedPredictor, raises
 from serving_helpers import TextPredictor
 from test_readme import blocks
@@ -26,6 +27,7 @@ from selftrain.data.manifest import Tolerance
 from selftrain.engine import on_ray
 from selftrain.engine.on_ray import OnRay
 from selftrain.errors import EngineError, ManifestError, QuarantineError, ServingError
+from selftrain.serving.row_stream import COMMIT_SECONDS
 from selftrain.serving.streams import ModelAtWork, filter_posts
 
 HERE = Path(__file__).parent
@@ -78,10 +80,11 @@ def bytes_of(sink):
     return sink.read_bytes(), sink.with_name(f"{sink.name}.quarantine.jsonl").read_bytes()
 
 
-def go(source, sink, engine=None, *, seconds=0.0, gather=1, **options):
+def go(source, sink, engine=None, *, seconds=0.0, gather=1, commit_seconds=COMMIT_SECONDS, **options):
     load = None if engine is None else partial(NotedPredictor, sink.with_name("notes.jsonl"), seconds, gather)
     work = ModelAtWork(predictor=TextPredictor(), engine=engine, load=load, max_pixels=1000, **options)
-    return filter_posts(work, str(source), sink, threshold=0.5, text_limit=50)
+    limits = {"threshold": 0.5, "text_limit": 50, "commit_seconds": commit_seconds}
+    return filter_posts(work, str(source), sink, **limits)
 
 
 def notes(place):
@@ -158,10 +161,10 @@ print(go(Path(source), Path(sink), OnRay(address), seconds=0.1, commit_seconds=0
 
 def test_where_the_driver_is_killed_the_same_command_goes_on(cluster, source, expected, tmp_path):
     sink = tmp_path / "sink.jsonl"
-    words = [sys.executable, "-c", DRIVER, str(source), str(sink), cluster.address]
+    words = ("-c", DRIVER, source, sink, cluster.address)
     progress = sink.with_name(f"{sink.name}.progress.json")
     place = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}:{HERE}"}}
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, **place) as driver:
+    with Process(words, stdout=subprocess.DEVNULL, stderr=None, **place) as driver:
         deadline = time.monotonic() + 60
         while not (written(sink) and json.loads(progress.read_text())["tally"]["rows"]):
             assert driver.poll() is None

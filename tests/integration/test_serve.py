@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import here
 from http_helpers import ask
+from processes import Process, selftrain
 
 pytestmark = pytest.mark.integration
 
@@ -28,11 +27,8 @@ class Server:
     """A `selftrain serve` in a process of its own."""
 
     def __init__(self, model, *options, temporary, **environment):
-        command = [sys.executable, "-m", "selftrain", "serve", str(model), "--port", "0", *options]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=ENVIRONMENT | {"TMPDIR": str(temporary)} | environment,
-        )  # fmt: skip
+        words = ("-m", "selftrain", "serve", model, "--port", "0", *options)
+        self.process = Process(words, env=ENVIRONMENT | {"TMPDIR": str(temporary)} | environment)
         self.first = self.process.stdout.readline()
         assert self.first.startswith("listening on http://127.0.0.1:"), self.process.stderr.read()
         self.port = int(self.first.split(",")[0].rpartition(":")[2])
@@ -109,10 +105,8 @@ def posts(manifest):
 def predicted(small_run, manifest, tmp_path_factory):
     """Id -> what `selftrain predict` says."""
     out = tmp_path_factory.mktemp("predicted") / "out.jsonl"
-    subprocess.run(
-        [sys.executable, "-m", "selftrain", "predict", str(small_run), str(manifest), "--out", str(out)],
-        check=True, env=ENVIRONMENT, timeout=WAIT, capture_output=True,
-    )  # fmt: skip
+    done = selftrain("predict", small_run, manifest, "--out", out, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
     return {row["id"]: row for row in map(json.loads, out.read_text().splitlines())}
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
-
-from tests.conftest import CHECKOUT
+from kill_helpers import CHECKOUT
+from processes import run
 
 TYPED = {
     "selection": [],
@@ -25,8 +23,8 @@ TYPED = {
 
 def measured(study, data, file, *more):
     given = [one.format(data=data) for one in TYPED[study]]
-    command = [sys.executable, "-m", "runs.bench", study, "--quick", *given, *more, "--json", str(file)]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600, check=False)
+    words = ("-m", "runs.bench", study, "--quick", *given, *more, "--json", file)
+    done = run(words, cwd=CHECKOUT, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     return [json.loads(line) for line in file.read_text().splitlines()]

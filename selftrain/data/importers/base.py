@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,33 +15,23 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.tables import open_table
 from selftrain.data.task import Task, dump_task
+from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 IMAGES = "images"
 
 
 class Record(NamedTuple):
-    """One published row, not yet judged.
+    """One published row, not yet judged."""
 
-    Attributes:
-        file: The file it stands in.
-        line: 1-based line there.
-        id: Published or made; non-empty.
-        text: May be empty when there is an image.
-        image: The image's path, or None.
-        label: A class name of the task, or None when the row has no label.
-        process: Question -> answer.
-        extra: The raw fields.
-    """
-
-    file: Path
-    line: int
-    id: str
-    text: str
-    image: Path | None
-    label: str | None
-    process: Mapping[str, str]
-    extra: Mapping[str, Any]
+    file: Path  # the file it stands in
+    line: int  # 1-based line there
+    id: str  # published or made; non-empty
+    text: str  # may be empty when there is an image
+    image: Path | None  # the image's path, or None
+    label: str | None  # a class name of the task, or None when the row has no label
+    process: Mapping[str, str]  # question -> answer
+    extra: Mapping[str, Any]  # the raw fields
 
 
 class Unusable(Exception):  # noqa: N818 - never leaves the importers
@@ -49,54 +39,33 @@ class Unusable(Exception):  # noqa: N818 - never leaves the importers
 
 
 class Source(NamedTuple):
-    """What an importer reads out of a folder or file.
-
-    Attributes:
-        task: The task.
-        records: The rows, or in the place of a row why it cannot be used.
-        notes: What a person should know of how it was read.
-    """
+    """What an importer reads out of a folder or file."""
 
     task: Task
-    records: Iterable[Record | Problem]
-    notes: tuple[str, ...] = ()
+    records: Iterable[Record | Problem]  # the rows, or in the place of a row why it cannot be used
+    notes: tuple[str, ...] = ()  # what a person should know of how it was read
 
 
 class Importer(NamedTuple):
-    """A published data set that can be read.
+    """A published data set that can be read."""
 
-    Attributes:
-        name: As the command line takes it.
-        summary: One line for the help.
-        read: Folder or file -> source. Raises ManifestError when the files are not there.
-    """
-
-    name: str
-    summary: str
+    name: str  # as the command line takes it
+    summary: str  # one line for the help
+    # Folder or file -> source. Raises ManifestError when the files are not there.
     read: Callable[[Path], Source]
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedDataset:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        manifest: The manifest's path.
-        task: The task file's path.
-        posts: How many posts were written.
-        text_only: How many of them lost a missing image.
-        skipped: The rows left out, each with its reason.
-        notes: What a person should know.
-        entities: How many texts hold HTML entities; decoded where that was asked for.
-    """
-
-    manifest: Path
-    task: Path
-    posts: int
-    text_only: int = 0
-    skipped: tuple[Problem, ...] = ()
-    notes: tuple[str, ...] = ()
-    entities: int = 0
+    manifest: Path  # the manifest's path
+    task: Path  # the task file's path
+    posts: int  # how many posts were written
+    text_only: int = 0  # how many of them lost a missing image
+    skipped: tuple[Problem, ...] = ()  # the rows left out, each with its reason
+    notes: tuple[str, ...] = ()  # what a person should know
+    entities: int = 0  # how many texts hold HTML entities; decoded where that was asked for
 
 
 @dataclass(slots=True)
@@ -124,9 +93,7 @@ def import_dataset(
     id stays. Rows left out are reported, never dropped in silence.
 
     Args:
-        importer: Which data set.
         source: The folder, or the file, that was published.
-        out: Made if need be.
         allow_missing_images: Keep the text of a post whose image is missing, instead of stopping.
         decode_entities: Write ``&amp;`` and its kin as the characters that they stand for.
 
@@ -229,12 +196,20 @@ def find_file(source: Path, *names: str) -> Path | None:
     return None
 
 
-def read_table(
-    path: Path, *, header: Sequence[str] | None = None, delimiter: str = "", fallback: str = ""
-) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
-    """Read line number and fields of each row, or why a row has none; arguments as of `tables.open_table`."""
-    for row in open_table(path, header=header, delimiter=delimiter, fallback=fallback).rows:
+def read_records(
+    path: Path,
+    make: Callable[[int, dict[str, Any]], Record | Problem],
+    **how: Any,  # noqa: ANN401 -- as `open_table` takes it
+) -> Iterator[Record | Problem]:
+    """Make a record of line number and fields of each row, or say why it has none."""
+    for row in open_table(path, **how).rows:
         if row.fields is None:
             yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy)
         else:
-            yield row.line, row.fields
+            yield make(row.line, row.fields)
+
+
+def class_of(value: object, labels: Mapping[str, str]) -> str | None:
+    """Return the class that a published number or word stands for, in whatever spelling; None: for none."""
+    found = Names(labels).find(value)
+    return None if found is None else labels[found]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
+from selftrain.data.importers.base import Importer, Record, Source, find_file, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ManifestError
@@ -50,17 +51,13 @@ def read(source: Path) -> Source:
 def _records(source: Path, files: dict[str, Path], whole: bool) -> Iterator[Record | Problem]:
     folders = [path for path in (source, *source.rglob("images"), *source.rglob("img")) if path.is_dir()]
     for split, path in files.items():
-        for row in read_table(path):
-            if isinstance(row, Problem):
-                yield row
-            else:
-                yield _record(path, split, row, folders, whole)
+        make = partial(_record, path, split, folders, whole=whole)
+        yield from read_records(path, make)
 
 
 def _record(
-    path: Path, split: str, row: tuple[int, dict[str, Any]], folders: list[Path], whole: bool
+    path: Path, split: str, folders: list[Path], line: int, fields: dict[str, Any], *, whole: bool
 ) -> Record | Problem:
-    line, fields = row
     if "id" not in fields:
         return Problem(line, None, f"{path.name}: no id", "give the file as published")
     labels = fields.get("labels") or [fields.get("severity")]

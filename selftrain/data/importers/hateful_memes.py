@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
+from selftrain.data.importers.base import Importer, Record, Source, class_of, find_file, read_records
 from selftrain.data.manifest import Problem
+from selftrain.data.tables import open_table
 from selftrain.data.templates import load_template
-from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 # question of the task -> the groups of `gold_pc` that it covers
@@ -59,18 +60,15 @@ def _splits(files: dict[str, Path]) -> dict[str, str]:
 
 
 def _labelled(path: Path) -> bool:
-    rows = (row for row in read_table(path) if not isinstance(row, Problem))
-    return any(_label(fields) is not None for _, fields in rows)
+    return any(row.fields and _label(row.fields) is not None for row in open_table(path).rows)
 
 
 def _records(files: dict[str, Path], splits: dict[str, str]) -> Iterator[Record | Problem]:
     for name, split in splits.items():
-        for row in read_table(files[name]):
-            yield row if isinstance(row, Problem) else _record(files[name], name, split, row)
+        yield from read_records(files[name], partial(_record, files[name], name, split))
 
 
-def _record(path: Path, name: str, split: str, row: tuple[int, dict[str, Any]]) -> Record | Problem:
-    line, fields = row
+def _record(path: Path, name: str, split: str, line: int, fields: dict[str, Any]) -> Record | Problem:
     if "id" not in fields:
         return Problem(line, None, f"{path.name}: no id", "give the file as published")
     post_id = str(fields["id"])
@@ -89,9 +87,7 @@ def _label(fields: dict[str, Any]) -> str | None:
     found = fields.get("gold_hate", fields.get("label"))
     if isinstance(found, list):
         found = found[0] if len(found) == 1 else str(found)
-    return (
-        None if found is None or found == "" else _LABELS.get(Names(_LABELS).find(found) or "", repr(found))
-    )
+    return None if found is None or found == "" else class_of(found, _LABELS) or repr(found)
 
 
 def _process(fields: dict[str, Any]) -> dict[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
+from selftrain.data.importers.base import Importer, Record, Source, class_of, find_file, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
 from selftrain.data.task import Task, TaskClass
-from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 TASK = Task(
@@ -45,18 +45,16 @@ def _records(path: Path) -> Iterator[Record | Problem]:
     columns = open_table(path).columns or ()
     if not set(columns) >= _COLUMNS:
         raise ManifestError(f"{path} has the columns {columns}; expected {sorted(_COLUMNS)} among them")
-    for row in read_table(path):
-        if isinstance(row, Problem):
-            yield row
-            continue
-        line, fields = row
+
+    def record(line: int, fields: dict[str, Any]) -> Record | Problem:
         index = fields.pop("column 1", "") or str(line)
-        label = _LABELS.get(Names(_LABELS).find(fields.get("class")) or "")
+        label = class_of(fields.get("class"), _LABELS)
         if label is None:
             reason = f"class {fields.get('class')!r} is none of 0, 1, 2"
-            yield Problem(line, index, reason, "correct the file")
-            continue
-        yield Record(path, line, f"hsol-{index}", fields.pop("tweet", ""), None, label, {}, fields)
+            return Problem(line, index, reason, "correct the file")
+        return Record(path, line, f"hsol-{index}", fields.pop("tweet", ""), None, label, {}, fields)
+
+    return read_records(path, record)
 
 
 HSOL = Importer("hsol", "HSOL, tweets: offensive or inoffensive (labeled_data.csv)", read)

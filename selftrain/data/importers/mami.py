@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, read_table
+from selftrain.data.importers.base import Importer, Record, Source, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
 from selftrain.data.task import Question, Task, TaskClass
@@ -69,24 +70,21 @@ def _test_labels(source: Path) -> dict[str, list[str]]:
     """Map file name -> misogynous and the four kinds, from the files of test labels, which have no header."""
     labels = {}
     for path in sorted(source.rglob("*abels*.txt")):
-        for row in read_table(path, header=("file_name", "misogynous", *KINDS), delimiter="\t"):
-            if not isinstance(row, Problem):
-                name, *marks = row[1].values()
-                if len(marks) == 1 + len(KINDS):
-                    labels[name] = marks
+        for row in open_table(path, header=("file_name", "misogynous", *KINDS), delimiter="\t").rows:
+            name, *marks = (row.fields or {"": ""}).values()
+            if len(marks) == 1 + len(KINDS):
+                labels[name] = marks
     return labels
 
 
 def _records(splits: dict[Path, str], labels: dict[str, list[str]]) -> Iterator[Record | Problem]:
     for path, split in splits.items():
-        for row in read_table(path, delimiter="\t"):
-            yield row if isinstance(row, Problem) else _record(path, split, row, labels)
+        yield from read_records(path, partial(_record, path, split, labels), delimiter="\t")
 
 
 def _record(
-    path: Path, split: str, found: tuple[int, dict[str, Any]], labels: dict[str, list[str]]
+    path: Path, split: str, labels: dict[str, list[str]], line: int, row: dict[str, Any]
 ) -> Record | Problem:
-    line, row = found
     name = row.get("file_name", "")
     given = [row.get(kind) for kind in ("misogynous", *KINDS)]
     marks = [Names(_LABELS).find(mark) or mark for mark in given]

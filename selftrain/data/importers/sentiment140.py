@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
+from selftrain.data.importers.base import Importer, Record, Source, class_of, find_file, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import read_text
 from selftrain.data.task import Task, TaskClass
-from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 TASK = Task(
@@ -57,18 +57,15 @@ def _lines(files: dict[str, Path]) -> Iterator[Record | Problem]:
 
 
 def _table(path: Path) -> Iterator[Record | Problem]:
-    for row in read_table(path, header=_FIELDS, delimiter=",", fallback="latin-1"):
-        if isinstance(row, Problem):
-            yield row
-            continue
-        line, fields = row
-        label = _LABELS.get(Names(_LABELS).find(fields.get("polarity")) or "")
+    def record(line: int, fields: dict[str, Any]) -> Record | Problem:
+        label = class_of(fields.get("polarity"), _LABELS)
         if label is None:
             reason = f"polarity {fields.get('polarity')!r} is neither 0 nor 4"
-            yield Problem(line, fields.get("id"), reason, "neutral tweets have no class here")
-            continue
+            return Problem(line, fields.get("id"), reason, "neutral tweets have no class here")
         text, tweet = fields.pop("text", ""), fields.pop("id", str(line))
-        yield Record(path, line, f"tweet-{tweet}", text, None, label, {}, fields)
+        return Record(path, line, f"tweet-{tweet}", text, None, label, {}, fields)
+
+    return read_records(path, record, header=_FIELDS, delimiter=",", fallback="latin-1")
 
 
 SENTIMENT140 = Importer(

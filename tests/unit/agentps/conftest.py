@@ -15,8 +15,8 @@ def cpu():
 
 
 @pytest.fixture(scope="session")
-def run_with_questions(tmp_path_factory):
-    return questioned_run(tmp_path_factory.mktemp("questions"))
+def run_with_questions(made_once):
+    return made_once("questions", questioned_run) / "run"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mllm_families import Family, llava_onevision, picture
 from losses.process import process_loss
 from selftrain.agentps import train as training
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, load_weights, trained
-from selftrain.agentps.dataset import question_set
+from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import headline, score
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, part_sizes, stack_targets
@@ -235,22 +235,28 @@ class CutOffError(Exception):
     """A training that is cut off."""
 
 
+def fresh(dropout):
+    built = built_model(dropout=dropout, adapter_dropout=dropout)
+    return built, [example(post, built.questions) for post in drawn_posts(32)]
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    """Dropout -> the folder of a training that was not cut off."""
+    folders = {}
+    for dropout in (0.0, 0.2):
+        folders[dropout] = tmp_path_factory.mktemp("whole")
+        with accelerating(cpu=True) as cpu:
+            go(*fresh(dropout), folders[dropout], cpu)
+    return folders
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3, 5, 6, 7])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, cpu, as_examples, cut, dropout):
+def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, uncut, cpu, cut, dropout):
     """Four steps an epoch, saved every two: bytes of the weights and lines of the losses are the same."""
-    kinds = {"dropout": dropout, "adapter_dropout": dropout}
-
-    def fresh():
-        built = built_model(**kinds)
-        return built, as_examples(drawn_posts(32), built)
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
-    built, posts = fresh()
-    go(built, posts, whole, cpu)
-
-    built, posts = fresh()
+    whole, broken = uncut[dropout], tmp_path
+    built, posts = fresh(dropout)
     calls = 0
     read = built.collator.read
 
@@ -264,7 +270,7 @@ def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, cpu, as_
     built.collator.read = failing
     with pytest.raises(CutOffError):
         go(built, posts, broken, cpu)
-    again, posts = fresh()
+    again, posts = fresh(dropout)
     go(again, posts, broken, cpu)
     assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert lines(broken) == lines(whole)

@@ -39,10 +39,10 @@ def test_calls_in_flight_are_bounded():
             tasks = calls(client, 10)
             await stub.arrived(3)
             await stand_still()
-            assert (client.endpoints[0].waiting, client.endpoints[0].in_flight) == (7, 3)
+            assert (client.endpoints[0].limiter.waiting, client.endpoints[0].limiter.in_flight) == (7, 3)
             stub.release.set()
             assert await results(tasks) == [f"to {n}" for n in range(10)]
-            assert client.endpoints[0].in_flight == 0
+            assert client.endpoints[0].limiter.in_flight == 0
         assert stub.most == 3
 
     run(scenario())
@@ -96,7 +96,7 @@ def test_a_full_endpoint_holds_only_its_own_calls_up():
             held = calls(client, 3, affinity="post")
             await full.arrived(1)
             assert await results(calls(client, 3)) == [f"to {n}" for n in range(3)]
-            assert sum(one.waiting for one in client.endpoints) == 2
+            assert sum(one.limiter.waiting for one in client.endpoints) == 2
             full.release.set()
             await results(held)
         assert texts(full) == ["0", "1", "2"]
@@ -209,11 +209,11 @@ def test_a_cancelled_call_leaves_its_place_to_the_next():
             await stub.arrived(1)
             waiting.cancel()
             await asyncio.wait([waiting])
-            assert sum(one.waiting for one in client.endpoints) == 1
+            assert sum(one.limiter.waiting for one in client.endpoints) == 1
             flying.cancel()
             assert (await last).text == "to 2"
             assert flying.cancelled()
-            assert client.endpoints[0].in_flight == 0
+            assert client.endpoints[0].limiter.in_flight == 0
 
     run(scenario())
 
@@ -226,7 +226,7 @@ def test_a_call_cancelled_during_its_back_off():
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
-            assert client.endpoints[0].in_flight == 0
+            assert client.endpoints[0].limiter.in_flight == 0
 
     run(scenario())
 
@@ -240,7 +240,7 @@ def test_closing_ends_calls_in_flight_in_line_and_in_back_off():
             tasks += calls(client, 3)
             await stub.arrived(2)
             await client.close()
-            assert client.endpoints[0].in_flight == 0
+            assert client.endpoints[0].limiter.in_flight == 0
             for error in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(error, CallFailedError)
                 assert "closed before" in str(error)
@@ -293,9 +293,9 @@ def test_busy_is_relative_to_the_limit():
         for one in both:
             fleet.mark_up(one)
         taken = []
-        for number in range(5):
+        for _ in range(5):
             taken.append(await fleet.choose(""))
-            taken[-1].limiter.places.acquire_on_behalf_of_nowait(number)
+            await taken[-1].limiter.__aenter__()
         assert [both.index(one) for one in taken] == [0, 1, 0, 0, 0]
         for one in both:
             await one.close()

@@ -153,7 +153,7 @@ def test_calls_that_always_take_too_long():
         async with connected(ChatStub(usual=is_silent), timeout=0.1, retries=1) as (client, _):
             with pytest.raises(CallFailedError, match=r"no answer in 2 tries; .*no answer within 0.1 s"):
                 await client.complete(ask())
-            assert client.endpoints[0].in_flight == 0
+            assert client.endpoints[0].limiter.in_flight == 0
 
     run(scenario())
 

@@ -9,6 +9,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from PIL import Image
 from vlm_helpers import BRIEF, IDENTITY, MemoryBackend, PostStub, by_first_word, opener, raw, said
 
 from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
@@ -148,3 +149,39 @@ def test_answers_that_were_paid_for_are_found_again(running):
     question = AgentQuestion("fits", "Do they fit?", ("yes", "no"))
     Questioner(runner, QuestionPrompts(BRIEF), seed=3).ask([PostQuestions(POST, (question,))])
     assert [cache_key(request, IDENTITY)[:16] for request in backend.requests] == KEYS
+
+
+def test_a_picture_is_decoded_when_it_is_first_sent_once_and_not_where_its_answer_is_there(tmp_path):
+    opened = []
+
+    def counting(path, side):
+        opened.append(path)
+        return opener(path, side)
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    post = PostStub("p0", "rude words", (tmp_path / "a.png",))
+
+    def judged(text):
+        async def work(post):
+            prepared = await runner.prepare(post)
+            asked = Message("user", (f"> {text}", *prepared.pictures))
+            return await runner.ask(PostPrompt(prepared, (asked,), SCHEMA, "judge"))
+
+        return work
+
+    cache = ResponseCache(tmp_path / "answers.sqlite")
+    for expected in (1, 0):
+        opened.clear()
+        backend = MemoryBackend(by_first_word)
+        runner = Runner(backend, cache, run="r", opener=counting)
+        for text in ("rude", "kind"):
+            (response,) = runner.map("posts", [post], judged(text))
+            assert response.answer.label == text
+        assert (len(opened), len(backend.requests)) == (expected, 2 * expected)
+        runner.close()
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    runner = Runner(MemoryBackend(by_first_word), cache, run="r", opener=counting)
+    (response,) = runner.map("posts", [post], judged("rude"))
+    assert response.fault.startswith("A picture of this post could not be read")
+    runner.close()
+    cache.close()

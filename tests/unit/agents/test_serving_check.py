@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from serving_fake import handler
 
-from agents.vllm.check import HttpReply, ask, check_server, drawn_picture, fetch
+from agents.client.endpoints import HttpReply
+from agents.vllm.check import ask, check_server, drawn_picture, fetch
 from selftrain.cli import main
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.ask.cache import CachedAnswer, Note, ResponseCache, switch_to_write_ahead
+from agents.ask.cache import CachedAnswer, Keeper, Note, ResponseCache, kept_row, switch_to_write_ahead
 from agents.client.base import Usage
 from agents.errors import StoreError
 
@@ -29,7 +30,7 @@ def test_what_is_put_is_got_back(tmp_path):
     assert store.get("a") is None
     store.put("a", paid("\u2028 \U0001f600 '; DROP TABLE answers"), NOTE)
     store.close()
-    assert ResponseCache(tmp_path / "deep" / "answers.sqlite").get("a") == paid(
+    assert ResponseCache(tmp_path / "deep" / "answers.sqlite").get("a")[1] == paid(
         "\u2028 \U0001f600 '; DROP TABLE answers"
     )
 
@@ -38,7 +39,7 @@ def test_the_first_answer_under_a_key_stays(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     store.put("a", paid("first"), NOTE)
     store.put("a", paid("second"), NOTE)
-    assert store.get("a").text == "first"
+    assert store.get("a")[1].text == "first"
 
 
 def test_what_a_run_has_spent_is_told_by_run(tmp_path):
@@ -78,7 +79,7 @@ def test_a_process_killed_after_an_answer_has_kept_it(tmp_path):
     assert child.returncode == -signal.SIGKILL
     store = ResponseCache(tmp_path / "a.sqlite")
     assert len(told.split()) == 20
-    assert [store.get(f"k{i}").text for i in range(20)] == told.split()
+    assert [store.get(f"k{i}")[1].text for i in range(20)] == told.split()
 
 
 def test_several_processes_share_a_store(tmp_path):
@@ -121,7 +122,7 @@ def test_an_answer_that_was_damaged_is_none_and_what_it_cost_stays(tmp_path, col
     assert "cannot be used" in caplog.text
     assert store.spent("run").total >= 23
     store.put("a", paid("again"), NOTE)
-    assert store.get("a").text == "again"
+    assert store.get("a")[1].text == "again"
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):
@@ -164,3 +165,56 @@ def test_a_file_that_stays_locked_or_cannot_be_switched_is_an_error(monkeypatch)
     monkeypatch.setattr("agents.ask.cache.PATIENCE", 0.05)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         switch_to_write_ahead(Switching(10**6))
+
+
+def test_what_arrives_together_is_written_together_and_given_out_when_it_is_on_the_disk(tmp_path):
+    store = ResponseCache(tmp_path / "a.sqlite")
+    groups, write = [], store.write
+
+    def counting(rows):
+        groups.append(len(rows))
+        write(rows)
+
+    store.write = counting
+
+    async def one(keeper, name):
+        await keeper.keep(kept_row(name, paid(name), NOTE))
+        with closing(sqlite3.connect(tmp_path / "a.sqlite")) as other:  # as another process sees it
+            assert other.execute("SELECT text FROM responses WHERE cache_key = ?", (name,)).fetchone()
+        return await keeper.find(["none", name])
+
+    async def scenario():
+        keeper = Keeper(store)
+        found = await asyncio.gather(*(one(keeper, f"k{i}") for i in range(40)))
+        assert [(key, answer.text) for key, answer in found] == [(f"k{i}", f"k{i}") for i in range(40)]
+
+    asyncio.run(scenario())
+    assert sum(groups) == 40
+    assert len(groups) < 10
+
+
+def test_one_bad_row_takes_no_other_answer_along(tmp_path):
+    store = ResponseCache(tmp_path / "a.sqlite")
+
+    async def scenario():
+        keeper = Keeper(store)
+        rows = [kept_row(name, paid(text), NOTE) for name, text in (("a", "x"), ("b", "\ud83d"), ("c", "y"))]
+        ends = await asyncio.gather(*map(keeper.keep, rows), return_exceptions=True)
+        assert [type(one) for one in ends] == [type(None), StoreError, type(None)]
+
+    asyncio.run(scenario())
+    assert [store.get(key) is not None for key in "abc"] == [True, False, True]
+
+
+def test_an_answer_whose_asker_was_cancelled_is_kept(tmp_path):
+    store = ResponseCache(tmp_path / "a.sqlite")
+
+    async def scenario():
+        keeper = Keeper(store)
+        tasks = [asyncio.create_task(keeper.keep(kept_row(name, paid(), NOTE))) for name in "ab"]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(scenario())
+    assert [store.get(key) is not None for key in "ab"] == [True, True]

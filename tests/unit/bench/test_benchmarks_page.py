@@ -6,10 +6,10 @@ import json
 import re
 
 import pytest
+from kill_helpers import CHECKOUT
 
 from runs.bench import page
 from runs.bench.study import Figure, Figures
-from tests.conftest import CHECKOUT
 
 
 def test_every_table_is_as_its_figures():

@@ -190,7 +190,7 @@ def test_no_help_imports_what_is_heavy():
         "for entry in ENTRIES:\n    for name in entry.commands or [None]:\n"
         "        with redirect_stdout(io.StringIO()):\n"
         "            assert main([entry.name, *([name] if name else []), '--help']) == 0\n"
-        "heavy = {'torch', 'numpy', 'openai', 'starlette', 'tqdm', 'selftrain.config'}\n"
+        "heavy = {'torch', 'numpy', 'aiohttp', 'starlette', 'tqdm', 'selftrain.config'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -484,8 +484,6 @@ def test_what_is_no_file_or_no_end_is_refused_unopened(name, tmp_path, capsys):
     else:
         os.mkfifo(odd) if name == "fifo" else odd.symlink_to("/dev/zero")
     told = {"fifo": "FIFO", "zero": "device", "folder": "folder", "large": "1,000,000", "deep": "100 deep"}
-    prompts = tmp_path / "prompts"
-    (prompts / "judge").mkdir(parents=True)
     commands = [("data", "check", manifest, "--task", odd), ("run", odd, "--out", tmp_path / "run")]
     if name == "folder":
         (odd / "a.csv").write_bytes(sheet())
@@ -496,6 +494,37 @@ def test_what_is_no_file_or_no_end_is_refused_unopened(name, tmp_path, capsys):
     for words in commands:
         status, shown = command("no regular file", capsys, *words)
         count("no regular file", REFUSED, status == 2 and told.get(name, "100 deep") in shown, shown)
+
+
+ENVIRONMENTS = {
+    ("HTTP_PROXY", "socks5://127.0.0.1:9"): "SOCKS is not spoken", ("ALL_PROXY", "socks://x"): "SOCKS",
+    ("HTTP_PROXY", "http://127.0.0.1:99999"): "99999", ("HTTPS_PROXY", "http://a..b:1"): "'http://a..b:1'",
+    ("SSL_CERT_FILE", "/nonexistent"): "No such file", ("SSL_CERT_FILE", __file__): "no certificate in PEM",
+    ("SSL_CERT_DIR", "/nonexistent"): "no folder",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", ENVIRONMENTS, ids=" ".join)
+def test_an_environment_that_no_call_can_use_is_named_by_every_command(
+    variable, tmp_path, capsys, monkeypatch
+):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv(*variable)
+    server = f"{'http' if variable[0] in ('HTTP_PROXY', 'ALL_PROXY') else 'https'}://models.example.org"
+    task, manifest = task_file(tmp_path), tmp_path / "posts.jsonl"
+    task.write_text(f'{task.read_text()}[[questions]]\nname = "q"\nwording = "?"\nanswers = ["yes", "no"]\n')
+    manifest.write_bytes(lines())
+    given, out = (manifest, "--task", task), ("--out", tmp_path / "out.jsonl")
+    for words in (
+        ("agents", "check", server), ("annotate", *given, "--server", server, *out),
+        ("act", "select-models", *given, "--server", server),
+        ("act", "annotate", *given, "--annotator", server, "--budget", "1", *out),
+    ):  # fmt: skip
+        status, shown = command("environment", capsys, *words)
+        right = status == 2 and f"{variable[0]} is" in shown and ENVIRONMENTS[variable] in shown
+        count("environment", REFUSED, right, (words, shown))
 
 
 def test_a_prompt_file_is_a_file(tmp_path):

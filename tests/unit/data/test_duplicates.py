@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from selftrain.data.duplicates import Embeddings, find_duplicates, in_order, separate
-from selftrain.data.matching import HashIndex, normalise_text
+from selftrain.data.duplicates import find_duplicates, in_order, separate
+from selftrain.data.matching import Embeddings, HashIndex, normalise_text
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits
 

@@ -194,6 +194,18 @@ def test_other_posts_or_another_backbone_are_refused(folder, key):
     assert snapshot(folder.path) == before
 
 
+def test_it_is_said_which_posts_differ_how_many_and_since_when(tmp_path):
+    run = RunFolder(tmp_path)
+    run.begin(RECIPE, ENVIRONMENT, {"a": "pool 1", "b": "pool 2", "c": "test 3", "d": "pool 4"})
+    environment = {"identity": {**ENVIRONMENT["identity"], "posts": "other"}}
+    told = (
+        r"posts: 1 new \('e'\), 1 gone \('d'\), 1 in another split \('c'\),"
+        r" 1 of another text or label \('b'\), since 20\d\d-\d\d-\d\d"
+    )
+    with pytest.raises(RunMismatchError, match=told):
+        run.begin(RECIPE, environment, {"a": "pool 1", "b": "pool 9", "c": "pool 3", "e": "pool 5"})
+
+
 def test_limits_may_be_changed_and_are_written_back(folder):
     folder.begin(changed(rounds={"max": 50, "patience": 9}), ENVIRONMENT)
     assert folder.recipe()["rounds"] == {"max": 50, "patience": 9}
