@@ -38,6 +38,7 @@ STUDIES = {
         "four classes, agents drawn from the labels: the same rules and peers",
         "--n 100 --seeds 0,1 --asked 500",
     ),
+    "frontier": Study("what a euro buys, as labels by people and as answers of models", ""),
     "selection": Study("memory of choosing from a growing pool", "--n 1000,10000"),
     "agents": Study(
         "vision-language agents on a vLLM server: speed, cache, cost, injections", "--posts 8 --repeats 1"
@@ -59,6 +60,10 @@ STUDIES = {
     "serve": Study(
         "how long honest clients of `selftrain serve` wait while hostile ones attack it",
         "--seconds 3 --repeats 1",
+    ),
+    "soak": Study(
+        "what hours of requests and rounds leave in memory, open files and on disk",
+        "--requests 60 --rounds 10",
     ),
     "scale": Study(
         "posts by the workers of a Ray cluster beside one process: time, memory, the same bytes",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from selftrain.data.task import Task
 
 SOURCE = "tweeteval/emotion"
-SHOWN = (*WITHOUT_AGENTS, "majority_hard", "dawid_skene", "crowdlab", "article", "ours")
+PEERS = ("one_model", "majority_hard", "cleanlab", "dawid_skene", "crowdlab", "article")
+SHOWN = (*WITHOUT_AGENTS, *PEERS, "ours")
 ROLES = ("reviewer", "user")
 
 

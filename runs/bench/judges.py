@@ -210,10 +210,10 @@ Measure = Callable[[Trial, int], dict[str, float]]
 """(trial, posts that may be asked about) -> metric -> value."""
 
 
-def _sklearn(name: str, c: float, trial: Trial, asked: int) -> dict[str, float]:
-    from runs.bench import baselines
+def _baseline(name: str, trial: Trial, asked: int) -> dict[str, float]:
+    from runs.bench.baselines import BASELINES
 
-    return dict(getattr(baselines, name)(trial.whole, c))
+    return BASELINES[name](trial.whole, trial.seed)
 
 
 def _labels_only_head(trial: Trial, asked: int) -> dict[str, float]:
@@ -232,6 +232,22 @@ def _all_labels_head(trial: Trial, asked: int) -> dict[str, float]:
     known = corpus.pool[corpus.truth[corpus.pool] >= 0]
     told = replace(corpus, labels=labels, labelled=np.concatenate([corpus.labelled, known]))
     return trial.score(train_student(told, *_nothing(told), trial.seed))
+
+
+def _one_model(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
+    """Take one model at its word, as tools that let a model label everything do."""
+    from runs.bench.peers import majority
+
+    answers, calls = trial.ask(positions)
+    return majority(answers[:, :1], len(trial.corpus.classes)), calls // answers.shape[1]
+
+
+def _cleaned(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
+    """Let cleanlab leave out of the majority's labels what it takes for mistakes."""
+    from runs.bench.peers import cleaned
+
+    probs, calls = _majority(trial, positions)
+    return cleaned(probs, trial.corpus.rows(positions)), calls
 
 
 def _majority(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
@@ -347,16 +363,21 @@ def _real(trial: Trial) -> Sequence[Path]:
 
 
 WITHOUT_AGENTS: Mapping[str, Measure] = {
-    "labels_only": partial(_sklearn, "labels_only", 10.0),
-    "labels_only C=1": partial(_sklearn, "labels_only", 1.0),
+    "labels_only": partial(_baseline, "labels_only C=10"),
+    "labels_only C=1": partial(_baseline, "labels_only C=1"),
     "labels_only_head": _labels_only_head,
-    "all_labels": partial(_sklearn, "all_labels", 10.0),
-    "all_labels C=1": partial(_sklearn, "all_labels", 1.0),
+    "all_labels": partial(_baseline, "all_labels C=10"),
+    "all_labels C=1": partial(_baseline, "all_labels C=1"),
     "all_labels_head": _all_labels_head,
-    "sklearn_self_training": partial(_sklearn, "self_training", 10.0),
+    "sklearn_self_training": partial(_baseline, "sklearn_self_training C=10"),
+    "label_spreading": partial(_baseline, "label_spreading"),
+    "fixmatch": partial(_baseline, "fixmatch"),
+    "active_learning": partial(_baseline, "active_learning"),
 }
 WITH_AGENTS: Mapping[str, Measure] = {
+    "one_model": partial(_peer, _one_model),
     "majority_hard": partial(_peer, _majority),
+    "cleanlab": partial(_peer, _cleaned),
     "dawid_skene": partial(_peer, _dawid_skene),
     "crowdlab": partial(_peer, _crowdlab),
     "article": partial(_loop, article, _real),

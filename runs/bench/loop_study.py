@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -134,7 +134,9 @@ def _one_seed(
     folder: Path,
 ) -> None:
     """All that is missing for one number of labels and one seed."""
-    wanted = [m for m in ("baselines", *methods) if not figures.has(study.name, m, n, seed)]
+    from runs.bench.baselines import BASELINES
+
+    wanted = [m for m in (*BASELINES, *methods) if not figures.has(study.name, m, n, seed)]
     if not wanted:
         return
     from backbones import load_backbone
@@ -150,10 +152,8 @@ def _one_seed(
         print(f"n={n} seed={seed} {method}: {told}", flush=True)
 
     for method in wanted:
-        if method == "baselines":
-            for name, values in _baselines(prepared):
-                add(name, values)
-            add("baselines", {"done": 1.0})
+        if method in BASELINES:
+            add(method, BASELINES[method](prepared.corpus, seed))
         else:
             changed = load_recipe(recipe_of(study), [*overrides, *ABLATION[method]])
             began = time.perf_counter()
@@ -164,19 +164,6 @@ def _one_seed(
 def recipe_of(study: LoopStudy) -> Path:
     """The recipe beside the studies."""
     return Path(__file__).parents[1] / study.recipe
-
-
-def _baselines(prepared: PreparedData) -> Iterator[tuple[str, dict[str, float]]]:
-    from runs.bench import baselines
-
-    compared: dict[str, Callable[..., dict[str, float]]] = {
-        "labels_only": baselines.labels_only,
-        "sklearn_self_training": baselines.self_training,
-        "all_labels": baselines.all_labels,
-    }
-    for name, measure in compared.items():
-        for c in baselines.REGULARISATION:
-            yield f"{name} C={c:g}", measure(prepared.corpus, c)
 
 
 def loop_rounds(recipe: Recipe, prepared: PreparedData, folder: Path) -> list[RoundResult]:

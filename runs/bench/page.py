@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from runs.bench import frontier
 from runs.bench.act_tables import means_of_ways
 from runs.bench.judges import values_of
 from runs.bench.paired import points_over, t_over_seeds
@@ -24,6 +25,7 @@ from selftrain._util.types import Interval
 CHECKOUT = Path(__file__).parents[2]
 FIGURES = CHECKOUT / "docs" / "benchmarks"
 PLOT = CHECKOUT / "docs" / "benchmarks.svg"
+FRONTIER = CHECKOUT / "docs" / "frontier.svg"
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
 METRICS = ("macro_f1", "auc")
 
@@ -127,6 +129,9 @@ LOOP = (
     Row("labels only, logistic regression (C=10)", "labels_only C=10"),
     Row("scikit-learn's SelfTrainingClassifier (C=1, threshold .75)", "sklearn_self_training C=1"),
     Row("scikit-learn's SelfTrainingClassifier (C=10, threshold .75)", "sklearn_self_training C=10"),
+    Row("scikit-learn's LabelSpreading (nearest neighbours)", "label_spreading"),
+    Row("FixMatch on features", "fixmatch"),
+    Row("small-text, half of the labels asked for by breaking ties", "active_learning"),
     Row("selftrain, offline agents", "ours"),
     Row("all labels of the pool, logistic regression (C=1)", "all_labels C=1", ceiling=True),
 )
@@ -137,7 +142,12 @@ JUDGES = (
     Row("Dawid-Skene", "dawid_skene"),
     Row("CROWDLAB (cleanlab)", "crowdlab"),
     Row("majority vote", "majority_hard"),
+    Row("majority vote, cleaned by cleanlab", "cleanlab"),
+    Row("one model's labels", "one_model"),
     Row("scikit-learn's SelfTrainingClassifier", "sklearn_self_training"),
+    Row("scikit-learn's LabelSpreading", "label_spreading"),
+    Row("FixMatch on features", "fixmatch"),
+    Row("small-text, half of the labels asked for", "active_learning"),
     Row("the article's rule", "article"),
     Row("the labels alone, the loop's classifier", "labels_only_head"),
     Row("all labels of the pool, the loop's classifier", "all_labels_head", ceiling=True),
@@ -274,6 +284,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "judges": ("judges", lambda figures: points(figures, JUDGED, JUDGES, EVERY_SIZE)),
     "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),
     "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], reference="ours")),
+    "frontier": ("judges", lambda figures: frontier.lines(figures, JUDGED)),
     "emotion": ("emotion", lambda figures: points(figures, EMOTION, JUDGES, EVERY_SIZE[:2])),
     "hsol parts": ("hsol", lambda figures: _loop_parts(figures, "hsol")),
     "harmeme parts": ("harmeme", lambda figures: _loop_parts(figures, "harmeme")),
@@ -369,7 +380,9 @@ def main() -> int:
         print(f"{PAGE}: {'as its figures' if same else 'not as its figures: python -m runs.bench.page'}")
         return int(not same)
     PAGE.write_text(text, encoding="utf-8")
-    draw(Figures(FIGURES / "judges.jsonl"), PLOT)
+    judges = Figures(FIGURES / "judges.jsonl")
+    draw(judges, PLOT)
+    frontier.draw(judges, JUDGED, FRONTIER)
     return 0
 
 

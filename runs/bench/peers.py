@@ -1,4 +1,4 @@
-"""What else can be made of agents' answers: hard majority, Dawid and Skene's model, CROWDLAB.
+"""What else can be made of agents' answers: hard majority, cleaned or not, Dawid and Skene's model, CROWDLAB.
 
 Each gives labels for the posts that were asked about; the same student, the product's head, then learns from
 them beside the labels, such a post counting as much as an agreed one does in the loop.
@@ -66,6 +66,29 @@ def majority(answers: IntArray, classes: int = 2) -> FloatArray:
     votes = np.stack([(answers == k).sum(1) for k in range(classes)], axis=1)
     most = votes == votes.max(1, keepdims=True)
     return np.where(most.sum(1, keepdims=True) == 1, most.astype(float), np.nan)
+
+
+def cleaned(probs: FloatArray, rows: Float32Array) -> FloatArray:
+    """Return hard labels [N, K] with NaN also where cleanlab finds an issue.
+
+    Source: Northcutt et al., Confident Learning (arXiv 1911.00068), as cleanlab has it: probabilities of a
+    logistic regression on the other four fifths tell which labels are likely wrong.
+
+    Args:
+        probs: [N, K] 1 for a post's label; NaN: none.
+        rows: [N, D] features.
+    """
+    from cleanlab.filter import find_label_issues
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
+    known = np.flatnonzero(~np.isnan(probs).any(1))
+    labels = probs[known].argmax(1)
+    model = LogisticRegression(C=10, max_iter=1000)
+    held_out = cross_val_predict(model, rows[known], labels, cv=5, method="predict_proba")
+    kept = probs.copy()
+    kept[known[find_label_issues(labels, held_out)]] = np.nan
+    return kept
 
 
 EM_STEPS = 50

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -65,11 +66,7 @@ def run(args: argparse.Namespace) -> int:
     figures = Figures(args.json)
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
         folder = Path(name)
-        draw_posts(folder / "data", 300)
-        (folder / "recipe.toml").write_text(RECIPE)
-        run_recipe(folder / "recipe.toml", out=folder / "run")
-        rows = [json.loads(line) for line in (folder / "data" / "manifest.jsonl").read_text().splitlines()]
-        bodies = [_body(row, folder / "data") for row in rows]
+        bodies = bodies_of_a_run(folder)
         for repeat in range(args.repeats):
             calm, attacked = asyncio.run(_measure(folder, bodies, args.seconds))
             for method, found in (("calm", calm), ("attacked", attacked)):
@@ -89,6 +86,15 @@ def run(args: argparse.Namespace) -> int:
             figures.add([Figure("serve", "drawn", "attacked over calm", HOSTILE, repeat, "p99", ratio)])
     print("\n".join(figures.table()))
     return 0
+
+
+def bodies_of_a_run(folder: Path) -> list[bytes]:
+    """Train a model in `folder` / "run", and return a request for each of its posts."""
+    draw_posts(folder / "data", 300)
+    (folder / "recipe.toml").write_text(RECIPE)
+    run_recipe(folder / "recipe.toml", out=folder / "run")
+    rows = [json.loads(line) for line in (folder / "data" / "manifest.jsonl").read_text().splitlines()]
+    return [_body(row, folder / "data") for row in rows]
 
 
 def _body(row: dict[str, Any], folder: Path) -> bytes:
@@ -122,25 +128,31 @@ class Waits(NamedTuple):
 
 
 async def _measure(folder: Path, bodies: list[bytes], seconds: float) -> tuple[Waits, Waits]:
-    async with _server(folder) as port:
+    async with serving(folder) as (port, _):
         await _wait(port, bodies, seconds / 5)  # warm
         calm = await _wait(port, bodies, seconds)
         print(f"calm: {calm.told()}", flush=True)
-        attacking = [asyncio.ensure_future(_attack(port, number)) for number in range(HOSTILE)]
-        await asyncio.sleep(1)
-        attacked = await _wait(port, bodies, seconds)
+        # in a process of their own: what they send must not keep the honest ones from looking at the clock
+        attackers = multiprocessing.get_context("spawn").Process(
+            target=_attack_all, args=(port,), daemon=True
+        )
+        attackers.start()
+        try:
+            await asyncio.sleep(5)  # it starts, and draws its pictures
+            attacked = await _wait(port, bodies, seconds)
+        finally:
+            attackers.kill()
+            attackers.join()
         print(f"attacked: {attacked.told()}", flush=True)
-        for one in attacking:
-            one.cancel()
-        await asyncio.gather(*attacking, return_exceptions=True)
     return calm, attacked
 
 
 @asynccontextmanager
-async def _server(folder: Path) -> AsyncIterator[int]:
+async def serving(folder: Path, **variables: str) -> AsyncIterator[tuple[int, int]]:
+    """Serve the run in `folder` / "run" in a process of its own; gives the port and the process's number."""
     command = [sys.executable, "-m", "selftrain", "serve", str(folder / "run"), "--port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | variables | {"PYTHONUNBUFFERED": "1"}
     )
     assert process.stdout is not None, "it is a pipe"
     try:
@@ -152,7 +164,7 @@ async def _server(folder: Path) -> AsyncIterator[int]:
                 break
         else:
             raise DataError(f"the server ended with {process.wait()} before it was ready")
-        yield port
+        yield port, process.pid
     finally:
         for _ in range(2):  # what hostile ones have left is not waited for
             process.terminate()
@@ -174,7 +186,7 @@ async def _wait(port: int, bodies: list[bytes], seconds: float) -> Waits:
         draw = random.Random(number)
         while time.monotonic() < until:
             began = time.monotonic()
-            status = await _ask(port, b"POST /score", draw.choice(bodies))
+            status = await ask(port, b"POST /score", draw.choice(bodies))
             if status == 200:
                 found.waits.append(time.monotonic() - began)
             else:
@@ -183,7 +195,7 @@ async def _wait(port: int, bodies: list[bytes], seconds: float) -> Waits:
     async def probe() -> None:
         while time.monotonic() < until:
             began = time.monotonic()
-            await _ask(port, b"GET /health")
+            await ask(port, b"GET /health")
             longest[0] = max(longest[0], time.monotonic() - began)
             await asyncio.sleep(0.1)
 
@@ -191,7 +203,7 @@ async def _wait(port: int, bodies: list[bytes], seconds: float) -> Waits:
     return found._replace(errors=errors[0], health=longest[0])
 
 
-async def _ask(port: int, what: bytes, body: bytes = b"") -> int:
+async def ask(port: int, what: bytes, body: bytes = b"") -> int:
     """Return the status of an answer, read to its end; 0: there is none."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -215,6 +227,15 @@ def _head(what: bytes, *lines: str) -> bytes:
 # ---- hostile ones --------------------------------------------------------------------------------------
 
 
+def _attack_all(port: int) -> None:
+    """Be all the hostile clients, until killed."""
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(_attack(port, number) for number in range(HOSTILE)))
+
+    asyncio.run(all_of_them())
+
+
 async def _attack(port: int, number: int) -> None:
     """Do one of the attacks, over and over."""
     attack, prepared = ATTACKS[number % len(ATTACKS)]
@@ -226,7 +247,7 @@ async def _attack(port: int, number: int) -> None:
 
 
 async def _score(port: int, body: bytes) -> None:
-    await _ask(port, b"POST /score", body)
+    await ask(port, b"POST /score", body)
 
 
 async def _half_open(port: int, begun: bytes) -> None:

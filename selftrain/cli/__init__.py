@@ -12,7 +12,7 @@ from typer.main import get_command
 from selftrain import __version__
 from selftrain._util.printable import printable_lines
 from selftrain.cli.commands import CommandLine
-from selftrain.cli.guard import FAILED, INTERRUPTED, interrupted, quiet
+from selftrain.cli.guard import FAILED, INTERRUPTED, interrupted, quiet, share_cores
 
 app = typer.Typer(
     cls=CommandLine,
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         that make no command, 130 after Ctrl-C, 141 when whoever read the output went away.
     """
     quiet()
+    share_cores()
     try:
         # not standalone: that would draw boxes around errors, and end the process
         status: int = get_command(app).main(argv, prog_name="selftrain", standalone_mode=False)

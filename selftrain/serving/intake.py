@@ -34,6 +34,7 @@ from selftrain.store import atomic
 from selftrain.web.access import BadRequestError
 
 SMALL = 65_536  # bytes of a body that is read here
+LARGE_BODY = 2_000_000  # of one that waits in the second line
 CHEAP = 1_000_000  # work of a picture that the model's own thread may decode, see `ImageHeader`
 DEAR = 8_000_000  # of one that waits in the second line
 GROUP = 4_000_000  # of pictures that are decoded in one go
@@ -52,7 +53,7 @@ Result = TypeVar("Result")
 
 
 class Intake:
-    """Reads requests. One process parses, one decodes, one decodes what is dear."""
+    """Reads requests. One process parses, one decodes; one does either where it is dear."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
@@ -72,8 +73,9 @@ class Intake:
     async def read(self, body: bytes, folder: Path) -> Placed:
         """Read the posts of a request, their images into `folder`. Raises as `parse` and `place`."""
         if len(body) > SMALL:
+            line = self._parsing if len(body) <= LARGE_BODY else self._dear
             try:
-                return await _apart(self._parsing, _read, body, folder, self._limits)
+                return await _apart(line, _read, body, folder, self._limits)
             except _FAILURES as error:
                 raise BadRequestError(413, f"the body cannot be read {_BOUNDS}: send less at once") from error
         given = parse(body, self._limits)
@@ -160,7 +162,7 @@ def _bounded(work: Callable[[*Args], Result], args: tuple[*Args]) -> Result:
 @cache
 def _settle_in() -> None:
     """Give way to the model, keep within bounds, and leave Ctrl-C to the server; quiet libraries too."""
-    os.nice(5)
+    os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY

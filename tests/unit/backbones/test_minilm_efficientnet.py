@@ -81,6 +81,31 @@ def test_text_block_equals_sentence_transformers(embedded, post):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_short_blocks_are_taken_only_where_they_show_in_no_bit(embedded, post, monkeypatch):
+    texts = [post(str(n), "word " * n) for n in (1, 20, 40, 100, 250)]
+
+    def rows_and_paddings():
+        taken = []
+        module, embed = embedded._module, type(embedded._module).embed_packed
+        monkeypatch.setattr(
+            type(module), "embed_packed", lambda *given: taken.append(given[-1]) or embed(*given)
+        )
+        rows = [embedded.encode([one]).rows.tobytes() for one in texts]
+        monkeypatch.undo()
+        return rows, set(taken)
+
+    assert embedded._module.short_blocks_agree
+    short, paddings = rows_and_paddings()
+    assert paddings == {32}
+    embedded._module.__dict__["short_blocks_agree"] = False
+    try:
+        whole, paddings = rows_and_paddings()
+    finally:
+        del embedded._module.__dict__["short_blocks_agree"]
+    assert paddings == {256}
+    assert short == whole
+
+
 def test_nothing_to_encode(embedded):
     assert embedded.encode([]).rows.shape == (0, 1666)
     assert embedded.module(embedded.collate([])).shape == (0, 1666)

@@ -171,6 +171,17 @@ def test_help_is_there_at_once_and_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
+@pytest.mark.parametrize(("given", "told"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_told_otherwise(given, told):
+    code = "from selftrain.cli import main\nmain(['--version'])\nimport torch"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env | given | {"OMP_DISPLAY_ENV": "TRUE"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"OMP_WAIT_POLICY = '{told}'" in done.stderr
+
+
 def test_no_help_imports_what_is_heavy():
     """A command's options are known without what it works with, so that every help is there at once."""
     code = (

@@ -1,0 +1,134 @@
+"""`python -m runs.bench frontier`: what a euro buys, as labels by people and as answers of models.
+
+Nothing is measured: the figures of the study `judges` are read, and priced. A point is a number of labels and
+of posts that models were asked about; it is on the frontier where nothing cheaper is as good.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from runs.bench.judges import values_of
+from runs.bench.study import Figures
+
+ALONE, OURS = "labels_only_head", "ours"
+LABEL, CALL = 0.10, 0.001
+"""Euros: half a minute of somebody's time at 12 euros an hour; 1,000 tokens read and 100 written at prices of
+.6 and 4 euros a million, as models of some 70 billion weights are let at."""
+
+
+class Point(NamedTuple):
+    """Labels and calls, and what they bring.
+
+    Attributes:
+        n: Labels by people.
+        asked: Posts that models are asked about, as the study calls it; empty: none.
+        calls: Answers that took, mean over sets and seeds.
+        macro_f1: On test, mean over sets and seeds.
+    """
+
+    n: int
+    asked: str
+    calls: float
+    macro_f1: float
+
+    @property
+    def told(self) -> str:
+        """What was bought, in words."""
+        posts = {"": "", "all": ", the whole pool asked"}.get(self.asked, f", {self.asked} posts asked")
+        return f"{self.n} labels{posts}"
+
+    def price(self, label: float, call: float) -> float:
+        """Return the euros that it costs."""
+        return self.n * label + self.calls * call
+
+
+def points(figures: Figures, sets: Sequence[str]) -> list[Point]:
+    """Return every point that was measured, on the sets and seeds that all of them share."""
+    kinds = sorted({(f.n, f.asked, f.method) for f in figures.figures if f.method in (ALONE, OURS)})
+    found = {
+        (n, asked, method): values_of(figures, sets, method, n=n, asked=asked, metric="macro_f1")
+        for n, asked, method in kinds
+        if asked or method == ALONE
+    }
+    shared = set.intersection(*map(set, found.values()))
+    made = []
+    for (n, asked, method), values in found.items():
+        calls = values_of(figures, sets, method, n=n, asked=asked, metric="calls") if asked else {}
+        spent = fmean(calls[key] for key in shared) if asked else 0.0
+        made.append(Point(n, asked, spent, fmean(values[key] for key in shared)))
+    return made
+
+
+def frontier(found: Sequence[Point], label: float, call: float) -> list[Point]:
+    """Return the points that nothing cheaper reaches, the cheapest first."""
+    best: list[Point] = []
+    for point in sorted(found, key=lambda one: (one.price(label, call), -one.macro_f1)):
+        if not best or point.macro_f1 > best[-1].macro_f1:
+            best.append(point)
+    return best
+
+
+def lines(figures: Figures, sets: Sequence[str], label: float = LABEL, call: float = CALL) -> Iterator[str]:
+    """Yield a table: what is bought, its price, what it brings; bold where it is on the frontier."""
+    found = points(figures, sets)
+    best = frontier(found, label, call)
+    yield "| | calls | euros | macro-F1 |"
+    yield "|---|---|---|---|"
+    for point in sorted(found, key=lambda one: one.price(label, call)):
+        value = f"{point.macro_f1:.3f}".removeprefix("0")
+        shown = f"**{value}**" if point in best else value
+        yield f"| {point.told} | {point.calls:,.0f} | {point.price(label, call):.2f} | {shown} |"
+
+
+def draw(figures: Figures, sets: Sequence[str], file: Path, label: float = LABEL, call: float = CALL) -> None:
+    """Draw macro-F1 over money: people alone, and people with models."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "frontier", "font.size": 9})
+    found = points(figures, sets)
+    drawn, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for n in sorted({point.n for point in found if point.asked}):
+        line = sorted((p for p in found if p.n == n), key=lambda p: p.calls)
+        axes.plot(*_places(line, label, call), marker="o", label=f"{n} labels, then models")
+    alone = sorted(point for point in found if not point.asked)
+    axes.plot(*_places(alone, label, call), marker="s", color="#444444", label="labels by people alone")
+    best = frontier(found, label, call)
+    axes.step(*_places(best, label, call), where="post", color="#bbbbbb", zorder=0, label="frontier")
+    axes.set_xscale("log")
+    axes.set_xlabel(f"euros, at {label:g} a label and {call:g} a call")
+    axes.set_ylabel("test macro-F1, mean of four sets")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    drawn.savefig(file, metadata={"Date": None})
+    plt.close(drawn)
+
+
+def _places(line: Sequence[Point], label: float, call: float) -> tuple[list[float], list[float]]:
+    return [point.price(label, call) for point in line], [point.macro_f1 for point in line]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the study's options."""
+    parser = subparsers.add_parser("frontier", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="figures of the study `judges`")
+    parser.add_argument("--label", type=float, default=LABEL, help=f"euros a label (default: {LABEL:g})")
+    parser.add_argument("--call", type=float, default=CALL, help=f"euros a call (default: {CALL:g})")
+    parser.add_argument("--plot", type=Path, help="draw it into this SVG file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table at these prices."""
+    figures = Figures(args.json)
+    sets = sorted({figure.dataset for figure in figures.figures if figure.method == OURS})
+    print("\n".join(lines(figures, sets, args.label, args.call)))
+    if args.plot is not None:
+        draw(figures, sets, args.plot, args.label, args.call)
+    return 0
