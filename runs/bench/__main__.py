@@ -38,7 +38,10 @@ STUDIES = {
         "four classes, agents drawn from the labels: the same rules and peers",
         "--n 100 --seeds 0,1 --asked 500",
     ),
-    "frontier": Study("what a euro buys, as labels by people and as answers of models", ""),
+    "frontier": Study(
+        "what a euro buys, as labels by people and as answers of models",
+        "--json docs/benchmarks/judges.jsonl",
+    ),
     "selection": Study("memory of choosing from a growing pool", "--n 1000,10000"),
     "agents": Study(
         "vision-language agents on a vLLM server: speed, cache, cost, injections", "--posts 8 --repeats 1"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from runs.bench.judges import values_of
 from runs.bench.study import Figures
+from selftrain.errors import DataError
 
 ALONE, OURS = "labels_only_head", "ours"
 LABEL, CALL = 0.10, 0.001
@@ -125,9 +126,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table at these prices."""
+    """Print the table at these prices.
+
+    Raises:
+        DataError: The file has no figures of ours.
+    """
     figures = Figures(args.json)
     sets = sorted({figure.dataset for figure in figures.figures if figure.method == OURS})
+    if not sets:
+        raise DataError(f"{args.json} has no figure of {OURS!r}: expected what the study `judges` writes")
     print("\n".join(lines(figures, sets, args.label, args.call)))
     if args.plot is not None:
         draw(figures, sets, args.plot, args.label, args.call)
