@@ -92,6 +92,7 @@ def draw(figures: Figures, sets: Sequence[str], file: Path, label: float = LABEL
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "frontier", "font.size": 9})
     found = points(figures, sets)
@@ -103,7 +104,9 @@ def draw(figures: Figures, sets: Sequence[str], file: Path, label: float = LABEL
     axes.plot(*_places(alone, label, call), marker="s", color="#444444", label="labels by people alone")
     best = frontier(found, label, call)
     axes.step(*_places(best, label, call), where="post", color="#bbbbbb", zorder=0, label="frontier")
-    axes.set_xscale("log")
+    axes.set_xscale("log", subs=[])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel(f"euros, at {label:g} a label and {call:g} a call")
     axes.set_ylabel("test macro-F1, mean of four sets")
     axes.spines[["top", "right"]].set_visible(False)
