@@ -186,7 +186,7 @@ def test_of_two_addresses_one_dies_in_the_middle(home, tmp_path, small_vlm_serve
     killed, complete = threading.Event(), ChatClient.complete
 
     async def complete_and_kill(self, request):
-        busy = {endpoint.url: endpoint.in_flight for endpoint in self.endpoints}
+        busy = {endpoint.url: endpoint.limiter.in_flight for endpoint in self.endpoints}
         if busy.get(second, 0) >= 2 and not killed.is_set():
             killed.set()
             forwarder.kill()
