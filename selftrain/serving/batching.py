@@ -254,7 +254,10 @@ class Batcher:
     def _score(self, predictor: Predictor, batch: list[_Taken]) -> None:
         started = time.monotonic()
         try:
-            results = predictor.predict([taken.post for taken in batch])
+            try:
+                results = predictor.predict([taken.post for taken in batch])
+            finally:  # before anybody has an answer: who has one finds it counted
+                self._observe(len(batch), time.monotonic() - started)
             if len(results) != len(batch):
                 raise ScoringError(f"{len(results)} results for {len(batch)} posts")  # noqa: TRY301
         except Exception as error:
@@ -266,7 +269,6 @@ class Batcher:
                 job.results[place] = result
                 if len(job.results) == job.size:
                     _settle(job.scores, [job.results[number] for number in range(job.size)])
-        self._observe(len(batch), time.monotonic() - started)
         for taken in batch:
             with self._changed:
                 taken.job.taken -= 1
