@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic import Field, GetCoreSchemaHandler, ValidationError, field_validator, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from selftrain._util.plugins import choices, is_own
 from selftrain._util.toml_sections import Section, read_table
-from selftrain.errors import RecipeError
+from selftrain.errors import RecipeError, RunStateError
+from selftrain.store.run_dir import RunFolder
 
 Options = dict[str, Any]
 """Keyword arguments of a class."""
@@ -516,3 +517,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 KEY_PREFIX = "SELFTRAIN_"
 """Of the environment variables that a recipe, which may be a stranger's, has sent to a server as a key."""
+
+
+def stored_recipe(folder: RunFolder) -> Recipe:
+    """Read the recipe of a run folder; RunStateError: there is none, or it was changed into another."""
+    try:
+        return Recipe.model_validate(folder.recipe())
+    except ValidationError as error:
+        raise RunStateError(
+            f"{folder.recipe_path} does not describe a recipe any more ({error.error_count()} faults):"
+            " restore the file as the run wrote it"
+        ) from error

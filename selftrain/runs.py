@@ -29,7 +29,7 @@ from losses.base import RoundLoss
 from losses.pnu import PNULoss
 from selftrain import build as building
 from selftrain._util.types import Json
-from selftrain.config import Recipe, load_recipe
+from selftrain.config import Recipe, load_recipe, stored_recipe
 from selftrain.data.columns import COLUMNS
 from selftrain.data.context import ForRun, RunContext, in_run
 from selftrain.data.posts import Post
@@ -39,7 +39,6 @@ from selftrain.engine.mapping import Engine
 from selftrain.errors import RecipeError, RunStateError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
-from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer, Trainer
 from selftrain.panels import AskedForNothing, OfflinePanel, VLMPanel
 from selftrain.report import run_page, tracking

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -107,6 +107,14 @@ class Predictor(Protocol):
     def validation(self) -> ValidationScores | None:
         """Return the stored predictions of the validation posts; None when none were stored."""
         ...
+
+
+@runtime_checkable
+class Caching(Protocol):
+    """A predictor that may keep features of posts, and find them again."""
+
+    def with_cache(self) -> Predictor | None:
+        """Return the model with its cache, for posts with distinct ids; None: its features are its own."""
 
 
 def stored_validation(folder: Path, classes: Sequence[str], positive: str) -> ValidationScores | None:

@@ -9,21 +9,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from backbones.base import Backbone, Encodable, Encoded
 from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array
-from selftrain.config import Recipe
+from selftrain.config import Recipe, stored_recipe
 from selftrain.data.features import extract_features
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
-from selftrain.errors import RunStateError, TrainingError
+from selftrain.errors import TrainingError
 from selftrain.models import predictor
 from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.finetune_network import Network, load_finetuned
@@ -116,6 +115,10 @@ class RunPredictor:
         """What the backbone shrinks pictures to, where it tells."""
         return getattr(self.backbone, "picture_side", None)
 
+    def with_cache(self) -> RunPredictor | None:
+        """See `Caching`."""
+        return None if self.network is not None else replace(self, cached=True)
+
     def predict(self, posts: Sequence[Post]) -> list[predictor.Prediction]:
         """See `Predictor.predict`; raises CacheError too where features are cached."""
         if not self.cached:
@@ -168,15 +171,4 @@ def encode(backbone: Backbone, posts: Sequence[Encodable], batch_size: int, work
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device ran out of memory over {len(posts)} posts: free some of it, or choose another device"
-        ) from error
-
-
-def stored_recipe(folder: RunFolder) -> Recipe:
-    """Read the recipe of a run folder; RunStateError: there is none, or it was changed into another."""
-    try:
-        return Recipe.model_validate(folder.recipe())
-    except ValidationError as error:
-        raise RunStateError(
-            f"{folder.recipe_path} does not describe a recipe any more ({error.error_count()} faults):"
-            " restore the file as the run wrote it"
         ) from error

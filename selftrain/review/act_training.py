@@ -20,7 +20,7 @@ from selftrain._util.plugins import accepted
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.act.error_estimate import realised
 from selftrain.act.training import ACTTrainer
-from selftrain.config import BackboneSection, ClassifierSection
+from selftrain.config import BackboneSection, ClassifierSection, stored_recipe
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import Tolerance
 from selftrain.data.posts import Post
@@ -31,7 +31,6 @@ from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import ACTModel
 from selftrain.models.metrics import auc, macro_f1, wilson
 from selftrain.models.pretrained import backbone_options
-from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, read_posts, review_folder

@@ -18,13 +18,13 @@ import numpy as np
 
 from backbones.images import MAX_PIXELS
 from selftrain._util.types import Json
+from selftrain.config import stored_recipe
 from selftrain.data.manifest import Tolerance, read_manifest
 from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES
 from selftrain.data.values import Names
 from selftrain.engine.mapping import Engine
 from selftrain.errors import ServingError
-from selftrain.models.predictor import RUN_FILE, Predictor, ValidationScores
-from selftrain.models.run_predictor import RunPredictor, stored_recipe
+from selftrain.models.predictor import RUN_FILE, Caching, Predictor, ValidationScores
 from selftrain.serving import row_stream
 from selftrain.serving.load_predictor import kind_of
 from selftrain.serving.row_source import STDIN, SourceRow, Tally, parts, read_source
@@ -126,8 +126,8 @@ def stream_predictions(
         QuarantineError, ManifestError, StorageError, EngineError: See `row_stream.pour`.
     """
     predictor, chunk = work.predictor, CHUNK
-    if work.load is None and isinstance(predictor, RunPredictor) and predictor.network is None:
-        work, chunk = replace(work, predictor=replace(predictor, cached=True)), CACHED_CHUNK
+    if work.load is None and isinstance(predictor, Caching) and (cached := predictor.with_cache()):
+        work, chunk = replace(work, predictor=cached), CACHED_CHUNK
     return work.pour(
         str(manifest), target, _to_record, chunk=chunk, encode=encode,
         reading={"remedy": remedy, "whole": True},

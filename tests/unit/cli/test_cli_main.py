@@ -197,6 +197,12 @@ def test_no_help_imports_what_is_heavy():
     assert done.stdout == "[]\n"
 
 
+def test_where_an_onnx_file_is_at_work_there_need_be_no_torch():
+    code = "import sys\nimport selftrain.serving.streams\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_deferred_module_is_imported_when_something_of_it_is_asked_for():
     code = (
         "import sys\nfrom selftrain._util.deferred import deferred\n"

@@ -11,11 +11,10 @@ from selftrain.cli import main
 from selftrain.cli.printing import console
 from selftrain.cli.runs import quickstart_recipe
 from selftrain.cli.tables import summary_table
-from selftrain.config import load_recipe
+from selftrain.config import load_recipe, stored_recipe
 from selftrain.data.preparation import prepare
 from selftrain.errors import RunStateError
 from selftrain.loop import open_positions
-from selftrain.models.run_predictor import stored_recipe
 from selftrain.report.status import run_status, summarise, why_stopped
 from selftrain.rounds import RoundResult, finished_rounds, replay
 from selftrain.state import RoundLimits

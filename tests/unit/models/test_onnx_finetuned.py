@@ -10,11 +10,12 @@ import torch
 from report_helpers import by_hand
 
 from selftrain.cli import main
+from selftrain.config import stored_recipe
 from selftrain.data.manifest import read_manifest
 from selftrain.models.calibration import Calibration
 from selftrain.models.finetune_network import FinetunedClassifier, Network, NetworkShape
 from selftrain.models.pretrained import finetuning_backbone
-from selftrain.models.run_predictor import RunPredictor, stored_recipe
+from selftrain.models.run_predictor import RunPredictor
 from selftrain.serving.load_predictor import load_predictor
 from selftrain.store.run_dir import RunFolder
 
