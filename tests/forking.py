@@ -27,7 +27,7 @@ THIRD_PARTY = (
     "torch", "torch._dynamo", "torch.distributed", "torch.utils.data", "torch.utils.tensorboard",
     "scipy.optimize", "scipy.sparse", "sklearn.linear_model", "sklearn.metrics", "safetensors.torch",
     "matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2", "pydantic", "typer", "rich.console",
-    "openai", "aiohttp", "anyio", "tenacity", "psutil", "uvicorn", "starlette.applications",
+    "aiohttp", "anyio", "msgspec", "psutil", "uvicorn", "starlette.applications",
     "prometheus_client", "filelock", "tqdm", "tomli_w", "imagehash", "PIL.PngImagePlugin", "gguf",
 )  # fmt: skip
 # these import torchvision, which needs its operators declared

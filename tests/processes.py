@@ -36,9 +36,9 @@ def _forking():
         env=environment | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     ready = server.stdout.readline()
-    os.set_blocking(server.stderr.fileno(), False)
+    os.set_blocking(server.stderr.fileno(), not ready)  # one that ended is read to its end
     # what a package prints while it is imported would be seen here, and only here
-    assert (ready, server.stderr.read()) == (b"ready\n", None), ready
+    assert (ready, server.stderr.read()) == (b"ready\n", None)
 
     def end():
         server.stdin.close()
