@@ -49,6 +49,7 @@ quickstart: $(INSTALLED)
 # has the long ones first: one begun last would keep the other cores waiting
 test: lint
 	sh tests/integration/install_chromium.sh
+	sh tests/integration/install_postgres.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rfEs -n auto --dist loadfile --no-loadscope-reorder
 
 cases: $(INSTALLED_DEV)

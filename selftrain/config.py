@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, GetCoreSchemaHandler, ValidationError, field_validator, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -370,6 +371,22 @@ class ServersSection(Section):
     keyed: tuple[Annotated[str, OneOf("agents.client.base:Recorded")], ...] = ()
     token_cap: int | None = Field(None, ge=1)  # prompt and answer tokens of the whole run; None: any number
     store: Path | None = None  # the SQLite file of paid answers; None: responses.sqlite beside the run folder
+    database: str | None = (
+        None  # postgresql://USER@HOST/NAME: several machines share the answers, in its place
+    )
+
+    @field_validator("database")
+    @classmethod
+    def _without_password(cls, url: str | None) -> str | None:
+        """Refuse a password: the recipe is written into the run's folder."""
+        if url is None:
+            return url
+        found = urlsplit(url)
+        if found.scheme not in ("postgresql", "postgres"):
+            raise ValueError("expected postgresql://USER@HOST/NAME")
+        if found.password is not None or "password" in dict(parse_qsl(found.query)):
+            raise ValueError("a password would be written into run folders: put it into ~/.pgpass")
+        return url
 
 
 class VlmSection(ServersSection):
@@ -505,6 +522,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     for role, given in recipe.vlm.roles().items():
         if "key_variable" in given:
             named[f"vlm.{role}.key_variable"] = given["key_variable"]
+    if recipe.vlm.database and "vlm.database" not in typed:
+        raise RecipeError(
+            "vlm.database stands in the recipe, and a recipe may be a stranger's: the answers would go to a"
+            f" server of theirs. It is named on the command line, --set vlm.database={recipe.vlm.database}"
+        )
     for key, variable in named.items():
         if not variable.startswith(KEY_PREFIX) and key not in typed:
             raise RecipeError(

@@ -19,6 +19,7 @@ from agents.ask.cache import ResponseCache
 from agents.ask.guard import guard_words
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.metering import Manner, UsageTotals
+from agents.ask.postgres_cache import PostgresCache
 from agents.ask.prepare import Opener
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, alone
@@ -207,8 +208,13 @@ class ModelServers(ServersSection):
     def runner_for(self, run: RunContext) -> Runner:
         """Return the runner of a run, which pays for it; StoreError: its cache cannot be opened."""
         path = run.folder.path.resolve()
-        cache = cache_beside(path, self.store)
-        return self.runner(cache, run=str(path), max_pixels=run.max_pixels, progress=run.progress)
+        return self.runner(
+            self.cache_beside(path), run=str(path), max_pixels=run.max_pixels, progress=run.progress
+        )
+
+    def cache_beside(self, path: Path) -> ResponseCache:
+        """Open the answers paid for so far: where the section says, else beside `path`; or StoreError."""
+        return PostgresCache(self.database) if self.database else cache_beside(path, self.store)
 
 
 class ModerationServers(ModelServers):
@@ -272,7 +278,7 @@ class VLMPanel(VlmSection, ModelServers):
 
     def _shown(self) -> dict[str, Any]:
         """Return the settings that a reader of the run wants to know; never the key."""
-        hidden = ("key_variable", "store", "token_cap")
+        hidden = ("key_variable", "store", "database", "token_cap")
         shown = {name: value for name, value in self if name not in hidden}
         for role, given in self.roles().items():
             shown[role] = {name: value for name, value in given.items() if name != "key_variable"} or None

@@ -4,7 +4,8 @@ An answer lies under its cache key (`agents.client.base.cache_key`): whatever ch
 the key. Only answers that can be used are kept; of the others stands what they cost. A row is on the disk
 before anybody acts on its answer: `Keeper` writes those that arrive meanwhile in one transaction, in a thread
 and through a connection of their own, because each waits for the disk once. It carries a digest: one that was
-damaged since is no answer. Several processes may use one file at a time.
+damaged since is no answer. Several processes may use one file at a time; those of several machines share a
+PostgreSQL database instead, see `postgres_cache`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from agents.client.base import Usage
-from agents.errors import StoreError
+from agents.errors import StoreError, TokenCapError
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x5E1F7A11
@@ -39,23 +40,23 @@ _COST = """
     model TEXT NOT NULL,
     recorded TEXT NOT NULL,         -- server, context, encoder: not part of the key
     prompt INTEGER NOT NULL, cached INTEGER NOT NULL, image INTEGER NOT NULL, completion INTEGER NOT NULL,
-    seconds REAL NOT NULL,
-    created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+    seconds DOUBLE PRECISION NOT NULL,
+    created TEXT NOT NULL DEFAULT (CAST(CURRENT_TIMESTAMP AS TEXT))
 """
-_CREATE = (
+TABLES = (
     f"""CREATE TABLE responses (
     cache_key TEXT PRIMARY KEY,
     answer TEXT NOT NULL,           -- what was read out of it, JSON
     text TEXT NOT NULL,             -- as it came
     finish TEXT NOT NULL,
     digest TEXT NOT NULL,           -- of the key, the answer and what it cost
-    {_COST}) WITHOUT ROWID""",
+    {_COST})""",
     f"CREATE TABLE unusable (fault TEXT NOT NULL, {_COST})",
     "CREATE INDEX responses_by_run ON responses (run)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+"""In words that SQLite and PostgreSQL both know."""
 _COST_COLUMNS = "run, post, role, step, attempt, model, recorded, prompt, cached, image, completion, seconds"
+_DIGEST = 4  # its place among the values of an answer's row; what it cost comes behind it
 _SUM = "SELECT COALESCE(SUM(prompt), 0), COALESCE(SUM(cached), 0), COALESCE(SUM(image), 0),"
 _SUM += " COALESCE(SUM(completion), 0) FROM"
 
@@ -87,6 +88,7 @@ class Row(NamedTuple):
 
     into: str  # the table and its columns
     values: tuple[object, ...]  # of the columns
+    key: str = ""  # the cache key of what was asked
 
 
 class ResponseCache:
@@ -96,25 +98,35 @@ class ResponseCache:
         StoreError: It cannot be opened, is no cache, or was written by a newer version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with self._explained("opened"):
-            if path.exists() and not path.is_file():
-                raise StoreError(f"{path} is no file: name a SQLite file of this program, or a new one")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writing = threading.Lock()
-            self._writer = self._connect()
-            try:
-                self._begin()
-            except BaseException:
-                self._writer.close()  # it would hold the file locked
-                raise
-            switch_to_write_ahead(self._writer)
-            # each answer is on the disk before it counts: a power cut loses nothing that was paid for
-            self._writer.execute("PRAGMA synchronous = FULL")
-            self._reader = self._connect()
+    _value = "?"  # stands for one in a statement
+    _faults: tuple[type[Exception], ...] = (sqlite3.Error, OSError, ValueError, OverflowError)
+    _remedy = "expected a SQLite file of this program on a disk with room: make room, or name another file"
+    _writer: Any
+    _reader: Any
 
-    def _connect(self) -> sqlite3.Connection:
+    def __init__(self, path: Path | str) -> None:
+        self.path: Path | str = path
+        self._writing = threading.Lock()
+        with self._explained("opened"):
+            self._open()
+
+    def _open(self) -> None:
+        path = Path(self.path)
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path} is no file: name a SQLite file of this program, or a new one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = self._connect()
+        try:
+            self._begin()
+        except BaseException:
+            self._writer.close()  # it would hold the file locked
+            raise
+        switch_to_write_ahead(self._writer)
+        # each answer is on the disk before it counts: a power cut loses nothing that was paid for
+        self._writer.execute("PRAGMA synchronous = FULL")
+        self._reader = self._connect()
+
+    def _connect(self) -> Any:  # noqa: ANN401 -- SQLite's or PostgreSQL's
         # answers arrive on the event loop's thread and are written by another; the store is made on a third
         return sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
 
@@ -131,7 +143,7 @@ class ResponseCache:
         with self._explained("read"):
             rows = self._reader.execute(
                 "SELECT cache_key, answer, text, finish, prompt, cached, image, completion, seconds, digest"
-                f" FROM responses WHERE cache_key IN ({', '.join('?' * len(keys))})",
+                f" FROM responses WHERE cache_key IN ({self._values(len(keys))})",
                 keys,
             ).fetchall()
         kept: dict[str, CachedAnswer] = {}
@@ -156,37 +168,57 @@ class ResponseCache:
     def write(self, rows: Sequence[Row]) -> None:
         """Write rows, all or none of them; they are on the disk when this returns. From any thread."""
         with self._explained("written"), self._transaction() as connection:
-            for into, values in rows:
-                places = ", ".join("?" * len(values))
-                connection.execute(f"INSERT OR IGNORE INTO {into} VALUES ({places})", values)
+            self._insert(connection, rows)
+
+    def _insert(self, connection: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401
+        for into, values, key in rows:
+            written = connection.execute(
+                f"INSERT INTO {into} VALUES ({self._values(len(values))}) ON CONFLICT DO NOTHING", values
+            )
+            if not written.rowcount:  # an answer is there already
+                self._charge_twice(connection, key, values)
+
+    def _charge_twice(self, connection: Any, key: str, values: tuple[object, ...]) -> None:  # noqa: ANN401
+        """Note what a second answer under a key cost; the same one, written again, costs nothing."""
+        (kept,) = connection.execute(
+            f"SELECT digest FROM responses WHERE cache_key = {self._value}", (key,)
+        ).fetchone()
+        if kept != values[_DIGEST]:
+            cost = ("another process had it already", *values[_DIGEST + 1 :])
+            connection.execute(
+                f"INSERT INTO unusable (fault, {_COST_COLUMNS}) VALUES ({self._values(len(cost))})", cost
+            )
 
     def discard(self, key: str, fault: str) -> None:
         """Take away an answer that cannot be used after all; what it cost stays noted."""
         logger.warning("an answer in %s cannot be used and is asked for again: %s", self.path, fault)
         with self._explained("written"), self._transaction() as connection:
             connection.execute(
-                f"INSERT INTO unusable (fault, {_COST_COLUMNS}) SELECT ?, {_COST_COLUMNS}"
-                " FROM responses WHERE cache_key = ?",
+                f"INSERT INTO unusable (fault, {_COST_COLUMNS}) SELECT {self._value}, {_COST_COLUMNS}"
+                f" FROM responses WHERE cache_key = {self._value}",
                 (fault, key),
             )
-            connection.execute("DELETE FROM responses WHERE cache_key = ?", (key,))
+            connection.execute(f"DELETE FROM responses WHERE cache_key = {self._value}", (key,))
 
     def spent(self, run: str) -> Usage:
         """Return the tokens that a run has paid for, in all its starts."""
         with self._explained("read"):
             usable, unusable = (
-                Usage(*self._reader.execute(f"{_SUM} {table} WHERE run = ?", (run,)).fetchone())
+                Usage(*self._reader.execute(f"{_SUM} {table} WHERE run = {self._value}", (run,)).fetchone())
                 for table in ("responses", "unusable")
             )
         return usable.plus(unusable)
 
     def close(self) -> None:
-        """Close the file; safe to repeat."""
+        """Close the store; safe to repeat."""
         self._reader.close()
         self._writer.close()
 
+    def _values(self, count: int) -> str:
+        return ", ".join([self._value] * count)
+
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[Any]:
         with self._writing:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -204,8 +236,11 @@ class ResponseCache:
         (version,) = self._writer.execute("PRAGMA user_version").fetchone()
         (things,) = self._writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if (owner, version, things) == (0, 0, 0):
-            for statement in _CREATE:
+            responses, *others = TABLES
+            for statement in (f"{responses} WITHOUT ROWID", *others):
                 self._writer.execute(statement)
+            self._writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif owner != APPLICATION_ID and (version, things) != (2, 2):
             raise StoreError(
                 f"{self.path} is a SQLite file of another program, in which nothing is written: name another"
@@ -221,12 +256,11 @@ class ResponseCache:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
+        except self._faults as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(
-                f"the answers in {self.path} cannot be {what} ({error}); expected a SQLite file of this"
-                " program on a disk with room: make room, or name another file"
+                f"the answers in {self.path} cannot be {what} ({error}); {self._remedy}"
             ) from error
 
 
@@ -328,14 +362,30 @@ class Keeper:
 def kept_row(key: str, cached: CachedAnswer, note: Note) -> Row:
     """Return the row of an answer under a cache key; see `ResponseCache.put`."""
     seconds = float(cached.seconds)  # as the column gives it back: the digest is of what is read
-    row = (json.dumps(cached.answer), cached.text, cached.finish, *cached.usage, seconds)
+    text = cached.text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL keeps none
+    row = (json.dumps(cached.answer), text, cached.finish, *cached.usage, seconds)
     values = (key, *row[:3], _digest(key, row), *_cost(note, cached.usage, seconds))
-    return Row(f"responses (cache_key, answer, text, finish, digest, {_COST_COLUMNS})", values)
+    return Row(f"responses (cache_key, answer, text, finish, digest, {_COST_COLUMNS})", values, key)
 
 
-def unusable_row(fault: str, usage: Usage, seconds: float, note: Note) -> Row:
+def unusable_row(fault: str, usage: Usage, seconds: float, note: Note, key: str = "") -> Row:
     """Return the row of an answer that cannot be used; see `ResponseCache.charge`."""
-    return Row(f"unusable (fault, {_COST_COLUMNS})", (fault, *_cost(note, usage, seconds)))
+    return Row(f"unusable (fault, {_COST_COLUMNS})", (fault, *_cost(note, usage, seconds)), key)
+
+
+def refuse_above(cap: int, spent: int, expected: int, held: int) -> None:
+    """Refuse a call that may cost more than a cap leaves; all in tokens.
+
+    Raises:
+        TokenCapError: What is spent, what calls under way may cost (`expected`) and what this one may
+            (`held`) are more than the cap.
+    """
+    if spent + expected + held > cap:
+        raise TokenCapError(
+            f"{spent:,} tokens of at most {cap:,} are spent, {expected:,} more are"
+            f" under way, and the next call may take {held:,}: raise the token cap to go on; what was"
+            " paid for is kept"
+        )
 
 
 def _cost(note: Note, usage: Usage, seconds: float) -> tuple[object, ...]:

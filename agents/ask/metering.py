@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
-from agents.ask.cache import CachedAnswer, Keeper, Note, ResponseCache, kept_row, unusable_row
+from agents.ask.cache import CachedAnswer, Keeper, Note, ResponseCache, kept_row, refuse_above, unusable_row
+from agents.ask.postgres_cache import Claims, PostgresCache
 from agents.ask.prepare import PictureLoader, PreparedPost, encoder
 from agents.client.base import (
     Backend,
     ChatRequest,
+    Completion,
     Identity,
     Message,
     PromptSize,
@@ -25,10 +27,12 @@ from agents.client.base import (
     Usage,
     cache_keys,
 )
-from agents.errors import JudgmentError, ServerRefusedError, TokenCapError
+from agents.errors import JudgmentError, ServerRefusedError
 
 RETRY_TEMPERATURE = 0.7
 """Of attempts after the first: at 0 the model would write the same unusable answer again."""
+ANOTHER_LOOK = 0.2
+"""Seconds between looks for an answer that another process is buying."""
 
 
 class StoppedError(Exception):
@@ -139,6 +143,7 @@ class Account:
         self.keeper = Keeper(cache)
         self.totals = UsageTotals()
         self.stopped = False
+        self._claims = Claims(cache, run, cap) if isinstance(cache, PostgresCache) else None
         self._spent = cache.spent(run).total
         self._expected = 0  # tokens of calls under way, at most
         self._dearest = 0  # largest prompt so far
@@ -153,8 +158,9 @@ class Account:
         changed = {name: getattr(self.totals, name) + count for name, count in more.items()}
         self.totals = self.totals._replace(**changed)
 
-    def paid(self, usage: Usage, seconds: float) -> None:
-        """Count an answer that came."""
+    def paid(self, held: int, usage: Usage, seconds: float) -> None:
+        """Count an answer that came, in place of what `reserve` held back for it."""
+        self._expected -= held
         self._spent += usage.total
         self._dearest = max(self._dearest, usage.prompt)
         self.totals = self.totals._replace(
@@ -163,23 +169,28 @@ class Account:
             seconds=self.totals.seconds + seconds,
         )
 
-    def reserve(self, max_tokens: int) -> int:
-        """Hold back the tokens that a call may cost; its prompt may be as dear as any so far."""
+    async def reserve(self, key: str, max_tokens: int) -> int | None:
+        """Hold back the tokens that a call may cost, and return them; its prompt may be as dear as any.
+
+        None: another process makes that call, or has made it; nothing is held back.
+
+        Raises:
+            TokenCapError: The cap leaves less.
+        """
+        if self._claims is not None:
+            return 0 if await self._claims.claim(key, max_tokens) else None
         if self.cap is None:
             return 0
         held = self._dearest + max_tokens
-        if self._spent + self._expected + held > self.cap:
-            raise TokenCapError(
-                f"{self._spent:,} tokens of at most {self.cap:,} are spent, {self._expected:,} more are"
-                f" under way, and the next call may take {held:,}: raise the token cap to go on; what was"
-                " paid for is kept"
-            )
+        refuse_above(self.cap, self._spent, self._expected, held)
         self._expected += held
         return held
 
-    def release(self, held: int) -> None:
-        """Let go of what `reserve` held back."""
+    def release(self, key: str, held: int) -> None:
+        """Let go of what `reserve` held back, where nothing was paid."""
         self._expected -= held
+        if self._claims is not None:
+            self._claims.release(key)
 
 
 class MeteredClient:
@@ -265,29 +276,39 @@ class MeteredClient:
             del self._under_way[key]
         return answer
 
+    async def _complete(self, request: ChatRequest) -> Completion:
+        completion = await self._backend.complete(request)
+        if self._account.cap is not None and not completion.counted:
+            raise ServerRefusedError(
+                "the server's answers carry no `usage`, so what a call costs is not known and no cap on"
+                " tokens can be kept: take away vlm.token_cap, or use a server that counts tokens (vLLM does)"
+            )
+        return completion
+
     async def _buy(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
         account = self._account
         request = await self._pictures.load(request)
         if account.stopped:
             raise StoppedError
-        held = account.reserve(request.sampling.max_tokens)
+        while (held := await account.reserve(key, request.sampling.max_tokens)) is None:
+            if (kept := await self._stored([key], schema)) is not None:
+                return kept[1]
+            await asyncio.sleep(ANOTHER_LOOK)
+            if account.stopped:
+                raise StoppedError
         try:
-            completion = await self._backend.complete(request)
-        finally:
-            account.release(held)
-        if account.cap is not None and not completion.counted:
-            raise ServerRefusedError(
-                "the server's answers carry no `usage`, so what a call costs is not known and no cap on"
-                " tokens can be kept: take away vlm.token_cap, or use a server that counts tokens (vLLM does)"
-            )
+            completion = await self._complete(request)
+        except BaseException:
+            account.release(key, held)
+            raise
         usage, seconds = completion.usage, completion.seconds
-        account.paid(usage, seconds)
+        account.paid(held, usage, seconds)
         answer = parse_answer(completion, schema)
         if answer.fault:
-            row = unusable_row(answer.fault, usage, seconds, note)
+            row = unusable_row(answer.fault, usage, seconds, note, key)
         else:
-            kept = CachedAnswer(answer.to_json(), completion.text, completion.finish, usage, seconds)
-            row = kept_row(key, kept, note)
+            cached = CachedAnswer(answer.to_json(), completion.text, completion.finish, usage, seconds)
+            row = kept_row(key, cached, note)
         # nobody gets the answer before it is on the disk: what is acted on is never paid for again
         await account.keeper.keep(row)
         return answer

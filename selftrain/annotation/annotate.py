@@ -26,7 +26,7 @@ from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, load_task
 from selftrain.errors import ManifestError, RecipeError, TaskError
-from selftrain.panels import ModelServers, brief_of, cache_beside
+from selftrain.panels import ModelServers, brief_of
 from selftrain.store.atomic import write_json
 
 SAMPLE = 16
@@ -224,7 +224,7 @@ def build_questioner(
     """
     served = ModelServers(**accepted(ModelServers, dict(settings.vlm)))
     runner = served.runner(
-        cache_beside(out, served.store), run=str(out.resolve()), max_pixels=settings.max_pixels,
+        served.cache_beside(out), run=str(out.resolve()), max_pixels=settings.max_pixels,
         progress=progress,
     )  # fmt: skip
     return Questioner(

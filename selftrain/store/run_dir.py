@@ -357,7 +357,7 @@ MAY_CHANGE = {
     *(f"rounds.{key}" for key in ("max", "patience", "budget")),
     # where the model is served, how hard it is asked and what it may cost; not what it is asked
     *(f"vlm.{key}" for key in ("servers", "key_variable", "concurrency", "timeout", "retries", "patience")),
-    *(f"vlm.{key}" for key in ("token_cap", "store")),
+    *(f"vlm.{key}" for key in ("token_cap", "store", "database")),
     *(f"vlm.{role}.{key}" for role in ("reviewer", "user") for key in ("servers", "key_variable")),
     "agents.on_near_chance",
     # what was drawn stays drawn, and what a round used stands in its folder

@@ -46,6 +46,7 @@ HEAVY = frozenset(
             "onnxscript",
             "vllm",
             "ray",
+            "psycopg",
             "aiohttp",
             "mlflow",
             "tensorboard",

@@ -228,6 +228,23 @@ def test_a_recipe_sends_no_variable_but_its_own_to_its_server(home):
         load_recipe(recipe, [f"{key}=OPENAI_API_KEY"])
 
 
+def test_a_recipe_names_no_database_and_nobody_a_password(home):
+    url = "postgresql://me@db/answers"
+    recipe = home / "shared.toml"
+    recipe.write_text((home / "recipe.toml").read_text().replace("[vlm]", f'[vlm]\ndatabase = "{url}"'))
+    with pytest.raises(
+        RecipeError, match=r"a stranger's(.|\n)*--set vlm\.database=postgresql://me@db/answers"
+    ):
+        load_recipe(recipe)
+    assert load_recipe(recipe, [f"vlm.database={url}"]).vlm.database == url
+    for secret in ("postgresql://me:hunter2@db/answers", "postgresql://me@db/answers?password=hunter2"):
+        with pytest.raises(RecipeError, match="pgpass") as told:
+            load_recipe(home / "recipe.toml", [f"vlm.database={secret}"])
+        assert "hunter2" not in str(told.value)
+    with pytest.raises(RecipeError, match="expected postgresql://"):
+        load_recipe(home / "recipe.toml", ["vlm.database=answers.sqlite"])
+
+
 def test_a_role_may_have_a_model_of_its_own(home):
     roles = ['vlm.reviewer={kind="guard", servers=["http://127.0.0.1:8"], words={safe="a"}}', "vlm.model=one"]
     recipe = load_recipe(home / "recipe.toml", [*roles, "vlm.user.thinking_tokens=500"])
