@@ -31,12 +31,12 @@ def imported(folder):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.partition(".")[0])
-            elif isinstance(node, ast.Assign) and file.name == "forking.py":
-                if {getattr(target, "id", "") for target in node.targets} & {
-                    "THIRD_PARTY",
-                    "BESIDE_TORCHVISION",
-                }:
-                    found |= {name.partition(".")[0] for name in ast.literal_eval(node.value)}
+            elif (
+                file.name == "forking.py"
+                and isinstance(node, ast.Assign)
+                and isinstance(node.value, ast.Tuple)
+            ):
+                found |= {name.partition(".")[0] for name in ast.literal_eval(node.value)}
     return found
 
 
