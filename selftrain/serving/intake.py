@@ -10,6 +10,7 @@ removed by the next one to start on the machine.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import resource
 import shutil
@@ -38,7 +39,8 @@ LARGE_BODY = 2_000_000  # of one that waits in the second line
 CHEAP = 1_000_000  # work of a picture that the model's own thread may decode, see `ImageHeader`
 DEAR = 8_000_000  # of one that waits in the second line
 GROUP = 4_000_000  # of pictures that are decoded in one go
-SECONDS = 30.0  # that a group of pictures, or a body, may take
+SECONDS = 30  # of a processor that a group of pictures, or a body, may take
+PATIENCE = 4 * SECONDS  # where others keep the processors busy
 MEMORY = 1_500_000_000  # bytes of address space of a process beyond what it begins with
 STORED = 1_000_000_000  # bytes of decoded pictures that may wait for the model
 SPARED = 16_000_000  # bytes of them that a request may bring whatever waits
@@ -46,7 +48,7 @@ SPARED = 16_000_000  # bytes of them that a request may bring whatever waits
 _PREFIX, _LOCK = "selftrain-serve-", "in-use"
 
 _FAILURES = (TimeoutError, MemoryError, anyio.BrokenWorkerProcess)
-_BOUNDS = f"in {SECONDS:g} seconds and {MEMORY / 1e9:g} GB"
+_BOUNDS = f"in {SECONDS} seconds of a processor and {MEMORY / 1e9:g} GB"
 
 Args = TypeVarTuple("Args")
 Result = TypeVar("Result")
@@ -144,18 +146,24 @@ class Intake:
 async def _apart(limiter: CapacityLimiter, work: Callable[[*Args], Result], *args: *Args) -> Result:
     """Have something done in a process of low priority; one that takes too long is ended."""
     async with limiter:  # the time begins when it is its turn
-        with anyio.fail_after(SECONDS):
+        with anyio.fail_after(PATIENCE):
             # a limiter of its own: the default one knows nothing of lines
             return await to_process.run_sync(
-                _bounded, work, args, cancellable=True, limiter=CapacityLimiter(1)
+                _bounded, SECONDS, work, args, cancellable=True, limiter=CapacityLimiter(1)
             )
 
 
 # ---- what runs there -----------------------------------------------------------------------------------
 
 
-def _bounded(work: Callable[[*Args], Result], args: tuple[*Args]) -> Result:
+def _bounded(seconds: int, work: Callable[[*Args], Result], args: tuple[*Args]) -> Result:
     _settle_in()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    until = math.ceil(used.ru_utime + used.ru_stime) + seconds
+    if most != resource.RLIM_INFINITY:
+        until = min(until, most)
+    resource.setrlimit(resource.RLIMIT_CPU, (until, most))  # it is ended by a signal then
     return work(*args)
 
 

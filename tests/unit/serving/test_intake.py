@@ -1,0 +1,30 @@
+"""Work for requests in processes of their own: bounded by what it costs, not by who else is at work."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import pytest
+from anyio import CapacityLimiter
+
+from selftrain.serving import intake
+
+
+def test_work_is_ended_by_the_processor_seconds_that_it_takes_and_the_next_is_done(monkeypatch):
+    monkeypatch.setattr(intake, "SECONDS", 1)
+
+    async def go():
+        line = CapacityLimiter(1)
+        await intake._apart(line, time.sleep, 2)  # who only waits has taken nothing
+        with pytest.raises(anyio.BrokenWorkerProcess):
+            await intake._apart(line, sum, range(10**12))
+        return await intake._apart(line, sum, range(4))
+
+    assert anyio.run(go) == 6
+
+
+def test_work_that_waits_for_ever_is_ended_too(monkeypatch):
+    monkeypatch.setattr(intake, "PATIENCE", 1)
+    with pytest.raises(TimeoutError):
+        anyio.run(intake._apart, CapacityLimiter(1), time.sleep, 60)
