@@ -173,8 +173,8 @@ class Posterior:
 
     @property
     def probability(self) -> float:
-        """Of `label`."""
-        return self.probs[self.label]
+        """Of `label`, as it is written: whether it reaches a threshold is the same once it is read."""
+        return round(self.probs[self.label], DECIMALS)
 
     def evidence_for(self, name: str) -> float:
         """Return what the answers alone say of one class against the mean of the others, in [0, 1]."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.errors import JudgmentError
-from agents.judgment import Judgment, State, Verdict
+from agents.judgment import SURE, Judgment, Posterior, State, Verdict
 
 
 def judgment(label="flower", step=0, agent="reviewer", **changes):
@@ -100,6 +100,17 @@ def test_a_verdict_that_contradicts_its_judgments_is_refused():
     assert record["consistent"] is True
     with pytest.raises(JudgmentError, match="consistent"):
         Verdict.from_json({**record, "consistent": False})
+
+
+@pytest.mark.parametrize("off", [-6e-7, -4e-7, 0.0, 4e-7, 6e-7])
+@pytest.mark.parametrize("limit", [0.5, 0.8, SURE])
+def test_a_posterior_beside_its_threshold_is_read_as_it_was_written(limit, off):
+    rest = (1 - limit - off) / 3
+    probs = {"flower": limit + off, "metal": rest, "other": rest, "none": rest}
+    verdict = Verdict("a", "flower", 0.9, (judgment(),), (), Posterior(probs, {}, probs, limit, 1.0))
+    read = Verdict.from_json(json.loads(json.dumps(verdict.to_json())))
+    assert (read.consistent, read.doubtful) == (verdict.consistent, verdict.doubtful)
+    assert verdict.consistent == (off > -5e-7)
 
 
 def test_without_judgments_nothing_is_consistent():
