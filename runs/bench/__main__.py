@@ -18,13 +18,23 @@ class Study(NamedTuple):
 
     about: str
     quick: str
+    module: str = ""  # its file here, where that is called otherwise
 
 
 STUDIES = {
     "hsol": Study(
-        "offensive tweets (Davidson et al. 2017): the loop against labels alone", "--n 100 --seeds 0,1"
+        "offensive tweets (Davidson et al. 2017): the loop against labels alone",
+        "--n 100 --seeds 0,1",
+        "loop_study",
     ),
-    "harmeme": Study("harmful memes (Pramanick et al. 2021): text and images", "--n 100 --seeds 0,1"),
+    "harmeme": Study(
+        "harmful memes (Pramanick et al. 2021): text and images", "--n 100 --seeds 0,1", "loop_study"
+    ),
+    "words": Study(
+        "the same on tweets of Sentiment140 and TweetEval and on words of Hateful Memes",
+        "--n 100 --seeds 0,1",
+        "loop_study",
+    ),
     "judges": Study(
         "answers of real models: every rule that could use them, and its peers",
         "--n 100 --seeds 0,1 --asked 500",
@@ -110,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_study(name: str, options: Sequence[str]) -> int:
     """A study whose module gives `add_parser(subparsers)` and `run(args)`."""
-    module = importlib.import_module(f"runs.bench.{name}")
+    module = importlib.import_module(f"runs.bench.{STUDIES[name].module or name}")
     parser = argparse.ArgumentParser(prog="python -m runs.bench")
     module.add_parser(parser.add_subparsers())
     return int(module.run(parser.parse_args([name, *options])))

@@ -64,18 +64,17 @@ def measure(figures: Figures, data: Path, seeds: Sequence[int]) -> None:
         DataError: HSOL is not below `data`.
     """
     from backbones import load_backbone
-    from runs.bench import hsol
-    from runs.bench.loop_study import import_data, recipe_of
+    from runs.bench.loop_study import HSOL, import_data, recipe_of
     from selftrain.config import load_recipe
     from selftrain.data.preparation import prepare
 
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as temporary:
         home = Path(temporary)
-        paths = import_data(hsol.STUDY, data, home)
+        paths = import_data(HSOL, data, home)
         backbone = load_backbone("minilm_efficientnet")
         for seed in seeds:
             overrides = [*paths, f"seed={seed}", f"data.labelled={LABELLED}"]
-            recipe = load_recipe(recipe_of(hsol.STUDY), overrides)
+            recipe = load_recipe(recipe_of(HSOL), overrides)
             prepared = prepare(recipe, backbone, progress=True)
             for method, budget, values in _seed(figures, recipe, prepared, home / f"seed{seed}", seed):
                 figures.add([Figure(STUDY, DATASET, method, budget, seed, *one) for one in values.items()])

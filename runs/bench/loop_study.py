@@ -1,8 +1,9 @@
-"""The loop against its baselines and its own parts, on one data set; `hsol` and `harmeme` say which."""
+"""The loop against its baselines and its own parts: `python -m runs.bench hsol`, `harmeme`, `words`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from runs.bench.study import Figure, Figures
 from selftrain.config import Recipe, load_recipe
@@ -62,34 +65,80 @@ class LoopStudy(NamedTuple):
     """One data set.
 
     Attributes:
-        name: Of the study and of the data set's importer.
+        name: Of the data set's importer.
         source: Path below --data that the importer reads.
-        recipe: File name in runs/.
         where: What to say when the data is not there.
         sizes: Default numbers of labels.
+        recipe: File name in runs/.
+        most: Posts of each class that are used, drawn once; None: all.
     """
 
     name: str
     source: str
-    recipe: str
     where: str
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...] = (100, 50)
+    recipe: str = "hsol.toml"
+    most: int | None = None
 
 
-def add_options(parser: argparse.ArgumentParser, study: LoopStudy) -> None:
-    """The options that every loop study has."""
-    parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {study.source}")
-    parser.add_argument("--n", default=",".join(map(str, study.sizes)), help="numbers of labels, by commas")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
-    parser.add_argument(
-        "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
-    )
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
+HSOL = LoopStudy(
+    "hsol",
+    "hsol/labeled_data.csv",
+    "get labeled_data.csv from github.com/t-davidson/hate-speech-and-offensive-language",
+)
+HARMEME = LoopStudy(
+    "harmeme",
+    "harmeme",
+    "get the Harm-C images and annotations that github.com/di-dimitrov/mmf points to",
+    sizes=(100,),
+    recipe="harmeme.toml",
+)
+WORDS = (
+    LoopStudy("sentiment140", "sentiment140", "get Sentiment140's positive.txt and negative.txt", most=1000),
+    LoopStudy(
+        "hateful-memes",
+        "fhm_text",
+        "get the JSON lines of github.com/facebookresearch/fine_grained_hateful_memes",
+        most=1000,
+    ),
+    LoopStudy(
+        "tweeteval-offensive",
+        "tweeteval/offensive",
+        "clone github.com/cardiffnlp/tweeteval, and give `datasets`",
+        most=1000,
+    ),
+)
+STUDIES: Mapping[str, tuple[str, tuple[LoopStudy, ...]]] = {
+    "hsol": ("Tweets, offensive or not (Davidson et al. 2017), 4,163 of each.", (HSOL,)),
+    "harmeme": ("Memes about Covid-19, harmful or harmless (Pramanick et al. 2021).", (HARMEME,)),
+    "words": (
+        "Tweets of Sentiment140, words of Hateful Memes, TweetEval's offensive tweets: 1,000 of each class.",
+        WORDS,
+    ),
+}
+"""Name -> what it is about, and its data sets."""
 
 
-def run_study(study: LoopStudy, args: argparse.Namespace) -> int:
-    """Measure what --json does not hold yet, and print the table.
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the options that every loop study has."""
+    for name, (about, sets) in STUDIES.items():
+        parser = subparsers.add_parser(name, description=about)
+        parser.set_defaults(sets=sets)
+        sources = ", ".join(one.source for one in sets)
+        parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {sources}")
+        parser.add_argument("--n", default=",".join(map(str, sets[0].sizes)), help="numbers of labels")
+        parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
+        parser.add_argument(
+            "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
+        )
+        parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what --json does not hold yet, and print the tables.
 
     Raises:
         DataError: The data is not there; the message says where to get it.
@@ -98,6 +147,12 @@ def run_study(study: LoopStudy, args: argparse.Namespace) -> int:
     methods = list(ABLATION) if args.methods == "all" else args.methods.split(",")
     if unknown := set(methods) - set(ABLATION):
         raise DataError(f"no method is called {sorted(unknown)}: expected some of {', '.join(ABLATION)}")
+    for study in args.sets:
+        _one_set(study, figures, methods, args)
+    return 0
+
+
+def _one_set(study: LoopStudy, figures: Figures, methods: Sequence[str], args: argparse.Namespace) -> None:
     sizes, seeds = (tuple(map(int, text.split(","))) for text in (args.n, args.seeds))
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         overrides = [*import_data(study, args.data, Path(folder)), *args.set]
@@ -105,22 +160,37 @@ def run_study(study: LoopStudy, args: argparse.Namespace) -> int:
             for seed in seeds:
                 chosen = [*overrides, f"seed={seed}", f"data.labelled={n}"]
                 _one_seed(study, figures, methods, n=n, seed=seed, overrides=chosen, folder=Path(folder))
-        if not figures.has(study.name, WHOLE, sizes[0], seeds[0]):
+        if study not in WORDS and not figures.has(study.name, WHOLE, sizes[0], seeds[0]):
             chosen = [*overrides, f"seed={seeds[0]}", f"data.labelled={sizes[0]}"]
             figures.add(_whole_run(study, sizes[0], seeds[0], chosen, Path(folder)))
-    print("\n".join(figures.table()))
-    print("\n".join(gains(figures, sizes)))
-    return 0
+    print("\n".join(figures.table(study.name)))
+    print("\n".join(gains(figures, study.name, sizes)))
 
 
 def import_data(study: LoopStudy, data: Path, folder: Path) -> list[str]:
+    """Import a data set into `folder`, and return the settings of a recipe that name it.
+
+    Raises:
+        DataError: It is not there; the message says where to get it.
+    """
     from selftrain.data.importers import import_named
 
     source = data / study.source
     if not source.exists():
         raise DataError(f"{source} is not there: {study.where}, and say with --data where it is")
-    imported = import_named(study.name, source, folder / "data")
-    return [f"data.manifest={imported.manifest}", f"data.task={imported.task}"]
+    imported = import_named(study.name, source, folder / "data", allow_missing_images=True)
+    if study.most is not None:
+        _draw(imported.manifest, study.most)
+    return [f"data.manifest={imported.manifest}", f"data.task={imported.task}", "data.split=shares"]
+
+
+def _draw(manifest: Path, most: int) -> None:
+    """Keep so many posts of each class, always the same ones."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line]
+    labels = np.array([row["label"] for row in rows])
+    order = np.random.RandomState(0).permutation(len(rows))
+    kept = sorted(place for name in np.unique(labels) for place in order[labels[order] == name][:most])
+    manifest.write_text("".join(json.dumps(rows[place]) + "\n" for place in kept), encoding="utf-8")
 
 
 def _one_seed(
@@ -222,15 +292,15 @@ def _pooled(sets: Sequence[SetCounts]) -> float:
     return right / max(sum(one.posts for one in sets), 1)
 
 
-def gains(figures: Figures, sizes: Sequence[int]) -> Iterator[str]:
-    """Paired differences in points, over the seeds that both have: mean ± sd."""
+def gains(figures: Figures, name: str, sizes: Sequence[int]) -> Iterator[str]:
+    """Paired differences in points on a data set, over the seeds that both have: mean ± sd."""
     from statistics import fmean, stdev
 
     methods = dict.fromkeys(f.method for f in figures.figures if f.metric == "macro_f1")
     for n in sizes:
-        ours = figures.values("ours", n, "macro_f1")
+        ours = figures.values("ours", n, "macro_f1", dataset=name)
         for other in (m for m in methods if m != "ours"):
-            theirs = figures.values(other, n, "macro_f1")
+            theirs = figures.values(other, n, "macro_f1", dataset=name)
             pairs = [100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
             if len(pairs) > 1:
                 yield f"n={n:<6} ours - {other:<28} {fmean(pairs):+.2f} ± {stdev(pairs):.2f} points"

@@ -19,9 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runs.bench.harmeme import STUDY as HARMEME
-from runs.bench.hsol import STUDY as HSOL
-from runs.bench.loop_study import LoopStudy, import_data
+from runs.bench.loop_study import HARMEME, HSOL, LoopStudy, import_data
 from runs.bench.study import Figure, Figures
 from selftrain.errors import DataError
 

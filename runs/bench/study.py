@@ -82,10 +82,10 @@ class Figures:
             if (f.method, f.n, f.metric, f.asked) == wanted and dataset in (None, f.dataset)
         }
 
-    def table(self) -> Iterator[str]:
-        """One line a method, n and metric: mean ± sd over the seeds."""
+    def table(self, dataset: str | None = None) -> Iterator[str]:
+        """One line a method, n and metric: mean ± sd over the seeds; of one data set, where it is named."""
         groups: dict[tuple[int, str, str], list[float]] = defaultdict(list)
-        for figure in self.figures:
+        for figure in (one for one in self.figures if dataset in (None, one.dataset)):
             groups[figure.n, figure.metric, figure.method].append(figure.value)
         for (n, metric, method), values in groups.items():
             spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""

@@ -63,7 +63,7 @@ def import_published(
         str,
         argument(
             "NAME",
-            "hsol, sentiment140, tweeteval-emotion, harmeme, hateful-memes or mami.",
+            "hsol, sentiment140, tweeteval-emotion, tweeteval-offensive, harmeme, hateful-memes or mami.",
             autocompletion=lambda: list(importers.IMPORTERS),
         ),
     ],

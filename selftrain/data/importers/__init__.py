@@ -10,12 +10,12 @@ from selftrain.data.importers.hateful_memes import HATEFUL_MEMES
 from selftrain.data.importers.hsol import HSOL
 from selftrain.data.importers.mami import MAMI
 from selftrain.data.importers.sentiment140 import SENTIMENT140
-from selftrain.data.importers.tweeteval_emotion import TWEETEVAL_EMOTION
+from selftrain.data.importers.tweeteval import TWEETEVAL
 from selftrain.errors import ManifestError
 
 __all__ = ["IMPORTERS", "ImportedDataset", "Importer", "import_named"]
 
-IMPORTERS = {one.name: one for one in (HSOL, SENTIMENT140, HARMEME, HATEFUL_MEMES, MAMI, TWEETEVAL_EMOTION)}
+IMPORTERS = {one.name: one for one in (HSOL, SENTIMENT140, HARMEME, HATEFUL_MEMES, MAMI, *TWEETEVAL)}
 
 
 def import_named(

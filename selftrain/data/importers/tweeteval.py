@@ -1,8 +1,9 @@
-"""TweetEval's emotion task (Barbieri et al. 2020, of SemEval 2018 task 1): tweets, four classes."""
+"""TweetEval (Barbieri et al. 2020): tweets, their emotion (of SemEval 2018), offensive or not (of 2019)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from selftrain.data.columns import SPLIT
@@ -12,7 +13,7 @@ from selftrain.data.tables import read_text
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
 
-TASK = Task(
+EMOTION = Task(
     name="tweeteval-emotion",
     classes=(
         TaskClass("anger", "annoyance, rage, contempt, or a quarrel sought"),
@@ -29,24 +30,38 @@ TASK = Task(
         " decides."
     ),
 )
+OFFENSIVE = Task(
+    name="tweeteval-offensive",
+    classes=(
+        TaskClass("not-offensive", "no insult, threat or profanity, however sharp the opinion"),
+        TaskClass("offensive", "insults, threats or profane words, whoever or whatever they are aimed at"),
+    ),
+    positive="offensive",
+    policy=(
+        "A tweet is offensive if it holds unacceptable language: an insult or a threat, veiled or open, to a"
+        " person or a group, or swear words aimed at nobody. Disagreement, criticism and anger in words that"
+        " could be printed are not."
+    ),
+)
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 
-def read(source: Path) -> Source:
+def read(task: Task, source: Path) -> Source:
     """Read ``mapping.txt``, and texts and labels of those parts (train, val, test) that are there."""
+    folder = task.name.removeprefix("tweeteval-")
     mapping = find_file(source, "mapping.txt") if source.is_dir() else None
     if mapping is None:
         raise ManifestError(
-            f"{source} holds no mapping.txt; give the folder `emotion` of TweetEval's datasets"
+            f"{source} holds no mapping.txt; give the folder `{folder}` of TweetEval's datasets"
         )
     rows = [line.split() for line in read_text(mapping).splitlines() if line.strip()]
     names = {row[0]: row[-1] for row in rows}
-    if set(names.values()) != set(TASK.names):
+    if set(names.values()) != set(task.names):
         raise ManifestError(
-            f"{mapping} names the classes {sorted(names.values())}; expected {sorted(TASK.names)}: give the"
-            " folder `emotion`"
+            f"{mapping} names the classes {sorted(names.values())}; expected {sorted(task.names)}: give the"
+            f" folder `{folder}`"
         )
-    return Source(TASK, _records(mapping.parent, names), ("the published parts stand in the field `split`",))
+    return Source(task, _records(mapping.parent, names), ("the published parts stand in the field `split`",))
 
 
 def _records(folder: Path, names: dict[str, str]) -> Iterator[Record | Problem]:
@@ -73,8 +88,7 @@ def _records(folder: Path, names: dict[str, str]) -> Iterator[Record | Problem]:
             yield Record(texts, line, f"{part}-{line}", text, None, label, {}, {SPLIT: split})
 
 
-TWEETEVAL_EMOTION = Importer(
-    "tweeteval-emotion",
-    "TweetEval emotion, tweets: anger, joy, optimism or sadness (text and label files)",
-    read,
+TWEETEVAL = tuple(
+    Importer(task.name, f"TweetEval, tweets: {classes} (text and label files)", partial(read, task))
+    for task, classes in ((EMOTION, "anger, joy, optimism or sadness"), (OFFENSIVE, "offensive or not"))
 )

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from runs.bench import __main__ as bench
-from runs.bench.loop_study import gains
+from runs.bench.loop_study import HARMEME, HSOL, WORDS, LoopStudy, gains, import_data
 from runs.bench.study import Figure, Figures
 from selftrain.errors import DataError
 
@@ -49,7 +49,7 @@ def test_gains_pair_by_seed() -> None:
     figures = Figures(None)
     figures.add([figure("ours", 0, 0.9), figure("ours", 1, 0.8), figure("ours", 2, 0.1)])
     figures.add([figure("other", 1, 0.7), figure("other", 0, 0.8)])
-    (line,) = gains(figures, [100])
+    (line,) = gains(figures, "hsol", [100])
     # seed 2 has no partner: both remaining differences are 10 points
     assert "other" in line
     assert "+10.00 ± 0.00 points" in line
@@ -102,3 +102,25 @@ def test_every_study_explains_its_options_and_knows_those_of_its_quick_run(name,
 def test_what_a_study_cannot_do_is_said_without_a_traceback(tmp_path: Path, capsys) -> None:
     assert bench.main(["hsol", "--data", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_large_set_is_cut_to_as_many_posts_of_each_class_always_the_same(tmp_path: Path) -> None:
+    source = tmp_path / "tweets"
+    source.mkdir()
+    for name, count in {"positive": 9, "negative": 4}.items():
+        (source / f"{name}.txt").write_text("".join(f"{name} tweet {i}\n" for i in range(count)))
+    study = LoopStudy("sentiment140", "tweets", "nowhere", most=3)
+    manifests = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        settings = dict(one.split("=") for one in import_data(study, tmp_path, tmp_path / place))
+        manifests.append(Path(settings["data.manifest"]).read_text())
+    assert manifests[0] == manifests[1]
+    labels = [json.loads(line)["label"] for line in manifests[0].splitlines()]
+    assert (labels.count("positive"), labels.count("negative")) == (3, 3)
+
+
+def test_a_set_that_is_not_there_is_named_with_where_to_get_it(tmp_path: Path) -> None:
+    for study in (HSOL, HARMEME, *WORDS):
+        with pytest.raises(DataError, match=r"is not there: (get|clone) .* --data"):
+            import_data(study, tmp_path, tmp_path)

@@ -208,6 +208,12 @@ def test_real_tweeteval_emotion(data_root, tmp_path):
     assert done.skipped == ()
 
 
+def test_real_tweeteval_offensive(data_root, tmp_path):
+    posts, done = _import("tweeteval-offensive", data_root / "tweeteval" / "offensive", tmp_path)
+    assert Counter(post.label for post in posts.values()) == {"not-offensive": 8840, "offensive": 4400}
+    assert done.skipped == ()
+
+
 def _emotion(folder, texts, labels, mapping="0\tanger\n1\tjoy\n2\toptimism\n3\tsadness\n"):
     folder.mkdir(exist_ok=True)
     (folder / "mapping.txt").write_text(mapping)
