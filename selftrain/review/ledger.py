@@ -41,6 +41,7 @@ from selftrain.review.ledger_reader import (
     check_version,
     connect,
     explained,
+    is_begun,
     read_settings,
 )
 from selftrain.store.run_dir import RunFolder
@@ -308,7 +309,7 @@ def changing(connection: sqlite3.Connection, clock: Callable[[], float]) -> Iter
 def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
     """Open the run's ledger of reviews; None where it has none."""
     path = folder.path / LEDGER
-    if not path.exists():
+    if not is_begun(path):
         yield None
         return
     with ReviewLedger(path) as ledger:

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -175,6 +175,14 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def is_begun(path: Path) -> bool:
+    """Return whether a ledger is there; what a process leaves that dies while it creates one is none."""
+    if not path.is_file():
+        return False
+    with explained(path, "opened"), closing(connect(path)) as connection:
+        return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is not None
+
+
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a file that another version wrote."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -244,7 +252,7 @@ class LedgerReader:
     def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
         self._clock = clock
-        if not self.path.is_file():
+        if not is_begun(self.path):
             raise LedgerError(f"{self.path} is not there: expected a ledger of reviews; create one first")
         with explained(self.path, "opened"):
             self._connection = connect(self.path)

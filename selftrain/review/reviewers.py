@@ -24,7 +24,7 @@ from selftrain.data.context import RunContext
 from selftrain.panels import ModelServers, brief_of
 from selftrain.review.criticism import LoopCriticizer
 from selftrain.review.ledger import opened_ledger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger_reader import LEDGER, is_begun
 from selftrain.review.sampling import AUDIT, request_reviews, verdicts_among
 from selftrain.store.run_dir import HumanLabel, RunFolder
 
@@ -119,7 +119,7 @@ class HumanReview:
         Raises:
             PromptFileError, StoreError: A criticizer cannot be set up.
         """
-        if not self.budget and not (run.folder.path / LEDGER).exists():
+        if not self.budget and not is_begun(run.folder.path / LEDGER):
             return None
         asks = self.budget > 0 and self.source == "criticizer"
         return LedgerReviewers(

@@ -2,8 +2,8 @@
 
 It imports once and forks for every request, one JSON line {"argv": [...]} with at most one of: "after"
 seconds and the "signal" to send then; "disk", the bytes that a file may have; "memory", the bytes that may
-be taken beyond what there is at the beginning. The answer is the exit status, and in words what was
-printed, with the seconds that it took.
+be taken beyond what there is at the beginning. A server ends by SIGTERM once there is the file "until". The
+answer is the exit status, and in words what was printed, with the seconds that it took.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ PRELOADED = (
     "backbones.minilm_efficientnet", "sklearn.metrics", "scipy.optimize", "safetensors.torch",
     "matplotlib.figure", "jinja2", "aiohttp", "msgspec", "agents.offline.offline_agent", "selftrain.loop",
     "selftrain.runs", "selftrain.cli", "selftrain.agentps.train", "selftrain.report.run_page", "peft",
-    "accelerate", "transformers", "torch.utils.tensorboard",
+    "accelerate", "transformers", "torch.utils.tensorboard", "selftrain.review.act_training",
+    "selftrain.review.page.review_server", "uvicorn",
 )  # fmt: skip
 
 # without memory a thread can end before whoever started it hears of it: CPython waits for ever, people do not
@@ -46,8 +47,9 @@ def command(request, output):
 
     from selftrain.cli import main
     from selftrain.models import pretrained
+    from selftrain.review import act_training
 
-    pretrained.load_backbone = light_backbone
+    pretrained.load_backbone = act_training.load_backbone = light_backbone
     os.dup2(output, 1)
     os.dup2(output, 2)
     code = 1
@@ -66,12 +68,16 @@ def command(request, output):
 def ended(child, request):
     """Wait for a process, and send it its signal when the time has come; its status and its seconds."""
     begun, longest = time.monotonic(), STUCK if "memory" in request else 600.0
+    until = Path(request.get("until", "/nowhere"))
     request = {"signal": signal.SIGKILL, "after": longest} | request
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         seconds = time.monotonic() - begun
         if pid:
             return os.waitstatus_to_exitcode(status), seconds
+        if until.exists():
+            until.unlink()
+            os.kill(child, signal.SIGTERM)
         if seconds >= request["after"]:
             os.kill(child, request["signal"])
             request = request | {"signal": signal.SIGKILL, "after": longest}

@@ -41,12 +41,14 @@ class Job:
         commands: Words of each command, and the exit status of one that ends.
         before: Commands that belong to the inputs: nothing happens to them.
         at_once: Questions to the server that may be under way.
+        served: The folder that the commands serve for review: a reviewer answers until nothing is left.
     """
 
     made: object
     commands: tuple[tuple[str, int], ...]
     before: tuple[tuple[str, int], ...] = ()
     at_once: int = AT_ONCE
+    served: str = ""
 
 
 def posts(folder, recipe, server):
@@ -87,8 +89,8 @@ def labelled(folder, server):
     posts(folder, SMALL, server)
     decisions(folder)
     manifest = folder / "posts" / "manifest.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()][:40]
-    for row in rows[8:]:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()][:52]
+    for row in rows[20:]:
         del row["label"]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -99,6 +101,11 @@ def trained(folder, server):
 
 RUN = ("run {work}/recipe.toml --out {work}/run", 0)
 TASK = "--task {work}/posts/task.toml"
+LABELLING = (
+    (f"act annotate {{work}}/posts/manifest.jsonl {TASK} --annotator SERVER --annotate plain"
+     " --strategy log_probability --budget 12 --out {work}/labels", 0),
+    ("review import {work}/labels {work}/decisions.csv", 1),
+)  # fmt: skip
 JOBS = {
     "run, offline agents": Job(offline, (RUN,)),
     "run, simulated agents": Job(simulated, (RUN,)),
@@ -120,11 +127,19 @@ JOBS = {
     ),
     "act": Job(
         labelled,
-        ((f"act annotate {{work}}/posts/manifest.jsonl {TASK} --annotator SERVER --annotate plain"
-          " --strategy log_probability --budget 12 --out {work}/labels", 0),
-         ("review import {work}/labels {work}/decisions.csv", 1),
-         ("act export {work}/labels --out {work}/labelled.jsonl", 0)),
+        (*LABELLING, ("act export {work}/labels --out {work}/labelled.jsonl", 0)),
         at_once=64,
+    ),
+    "act train": Job(
+        labelled,
+        (("act train {work}/labels --out {work}/model --recipe {work}/recipe.toml", 0),),
+        before=LABELLING,
+    ),
+    "review serve": Job(
+        offline,
+        (("review serve {work}/run --budget 12 --double-annotation-rate .25 --no-browser", 0),),
+        before=(RUN,),
+        served="run",
     ),
     "agentps train": Job(
         trained,
@@ -133,8 +148,8 @@ JOBS = {
     ),
 }  # fmt: skip
 
-# times and this machine; a digest of them; what belongs to a process
-UNREPEATED = {"environment.json", "checksums.json", ".lock"}
+# times and this machine; a digest of them; what belongs to a process; a port and a secret
+UNREPEATED = {"environment.json", "checksums.json", ".lock", ".review.json", ".review.html"}
 
 
 def contents(work):

@@ -15,6 +15,7 @@ from collections import Counter
 import pytest
 from kill_helpers import child
 from kill_jobs import JOBS, contents
+from kill_reviewer import Reviewer
 from model_server import ModelServer, paid_twice
 from page_tables import write_table
 
@@ -44,13 +45,20 @@ def server():
 
 @pytest.fixture(scope="module")
 def ask(place, server):
-    """A function from words of a command, and how it is interrupted, to exit status and what it told."""
+    """A function from words of a command, and how it is interrupted, to exit status and what it told.
+
+    A review is `served` to a reviewer, and ends with another status as long as there is something to review.
+    """
     with child("command_child.py") as request:
 
-        def start(words, **fault):
+        def start(words, served="", **fault):
             line = words.replace("{work}", str(place / "work")).replace("SERVER", server.stub.url)
-            code, told = request(argv=line.split(), **fault)
-            return code, json.loads(told)
+            if not served:
+                code, told = request(argv=line.split(), **fault)
+                return code, json.loads(told)
+            with Reviewer(place / "work" / served, place / "reviewed") as reviewer:
+                code, told = request(argv=line.split(), until=str(reviewer.done), **fault)
+            return code if reviewer.finished else code or 75, json.loads(told) | {"kept": reviewer.told}
 
         yield start
 
@@ -65,7 +73,7 @@ def whole(place, server, ask):
             prepare(place, server, ask, name)
             seconds = []
             for words, expected in JOBS[name].commands:
-                code, told = ask(words)
+                code, told = ask(words, JOBS[name].served)
                 assert code == expected, told["said"]
                 seconds.append(told["seconds"])
             known[name] = contents(place / "work"), seconds, Counter(server.bodies)
@@ -107,14 +115,15 @@ def play(seed, name, how, place, server, ask, whole):  # noqa: PLR0917 -- fixtur
     chance = random.Random(seed)
     left = chance.choice((1, 1, 2, 3))
     expected, seconds, once = whole(name)
-    commands, interruptions = JOBS[name].commands, []
+    commands, interruptions, kept = JOBS[name].commands, [], []
     (target,) = chance.choices(range(len(commands)), weights=seconds)
     print(f"seed {seed}: {name!r}, command {target + 1} of {len(commands)}, {how}, {left} times")
     for number, (words, status) in enumerate(commands):
         while True:
             fault = fault_of(how, chance, seconds[number]) if left and number == target else {}
             left -= bool(fault)
-            code, told = ask(words, **fault)
+            code, told = ask(words, JOBS[name].served, **fault)
+            kept += told.get("kept", ())
             # a library that cannot be loaded for want of memory has no words of ours
             in_words = "memory" in fault or "Traceback" not in told["said"]
             assert in_words, (fault, told["said"])
@@ -127,6 +136,8 @@ def play(seed, name, how, place, server, ask, whole):  # noqa: PLR0917 -- fixtur
     assert found.keys() == expected.keys()
     for file, content in expected.items():
         assert found[file] == content, file
+    # a reviewer who was told that an answer is kept is not asked for it again
+    assert len(kept) == len(set(kept))
     assert paid_twice(server.bodies, interruptions, JOBS[name].at_once, once) == 0
     return len(interruptions)
 

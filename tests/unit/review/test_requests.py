@@ -9,8 +9,8 @@ import pytest
 from report_helpers import PLAIN, figures, judgment
 
 from selftrain.errors import BudgetError, LedgerError, RunStateError
-from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger import ReviewLedger, opened_ledger
+from selftrain.review.ledger_reader import LEDGER, connect
 from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
@@ -148,6 +148,16 @@ def test_a_budget_that_cannot_be_spent_leaves_no_ledger(folder, budget):
     with pytest.raises(BudgetError, match=f"budget of {budget} for 60 divergent posts.*from 1 to 60"):
         request(folder, budget)
     assert not (folder.path / LEDGER).exists()
+
+
+def test_a_ledger_whose_process_died_before_it_had_tables_is_begun_anew(folder):
+    connect(folder.path / LEDGER).close()
+    assert (folder.path / LEDGER).stat().st_size
+    with pytest.raises(LedgerError, match="not there"):
+        ReviewLedger(folder.path / LEDGER)
+    with opened_ledger(folder) as found:
+        assert found is None
+    assert len(request(folder).drawn) == 20
 
 
 def test_a_run_without_divergent_posts_is_told_so(tmp_path):
