@@ -22,7 +22,7 @@ from backbones.base import FeatureLayout
 from backbones.errors import WeightsError
 from backbones.loading import Placement, place
 from backbones.torchvision_compat import ensure_torchvision
-from backbones.towers import Towers, TwoTowers, inference
+from backbones.towers import PROBES, Towers, TwoTowers, inference
 
 ensure_torchvision()
 import open_clip  # noqa: E402
@@ -40,9 +40,6 @@ _NEEDS_WEIGHTS = frozenset(
         *("_module", "_tokenizer", "_architecture", "_preprocessing"),
     }
 )
-
-# What a tokenizer makes of these stands for it in the fingerprint: case, scripts, emoji, cutting.
-_PROBES = ("Straße, NAÏVE & co. #tag @user 😀 ١٢٣", "", "a b " * 600)
 
 
 class CLIPModule(Towers):
@@ -126,7 +123,7 @@ class CLIP(TwoTowers):
         self._module = module
 
     def _fingerprinted(self) -> dict[str, Any]:
-        probes = torch.cat([self._tokenizer([text]) for text in _PROBES]).numpy()
+        probes = torch.cat([self._tokenizer([text]) for text in PROBES]).numpy()
         return {
             "architecture": self._architecture,
             "preprocessing": self._preprocessing,

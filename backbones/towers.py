@@ -24,6 +24,8 @@ from backbones.images import open_image, prefetch_images
 from backbones.loading import Placement
 
 ROW_FORMAT = "rows-2"  # part of every fingerprint: a change in the arithmetic below must change it
+# what a tokenizer makes of these stands for it in a fingerprint: case, scripts, emoji, cutting
+PROBES = ("Straße, NAÏVE & co. #tag @user 😀 ١٢٣", "", "a b " * 600)
 
 # Texts and images that go through a tower at once: always so many, the last filled up with repeats.
 # How a product rounds hangs on its shape, and a row must not hang on the posts beside. On a CPU more

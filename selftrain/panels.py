@@ -24,8 +24,9 @@ from agents.ask.prepare import Opener
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
-from agents.client.base import Backend, Recorded
+from agents.client.base import Backend, Recorded, route_to
 from agents.client.client import ChatClient
+from agents.client.endpoints import plain_endpoint
 from agents.client.moderation import ModerationClient
 from agents.errors import ReviewError
 from agents.judgment import PostLike
@@ -194,6 +195,15 @@ class ModelServers(ServersSection):
     def others(self) -> dict[str, ModelServers]:
         """Return role -> the model of its own that it has."""
         return {}
+
+    def check_routes(self) -> None:
+        """Check that calls can be sent, and send none.
+
+        ServerRefusedError: The environment's proxy or certificates cannot be used.
+        """
+        for model in (self, *self.others().values()):
+            for url in model.servers:
+                route_to(plain_endpoint(url))
 
     def manner(self) -> Manner:
         """Return how the model is asked."""

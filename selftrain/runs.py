@@ -40,7 +40,7 @@ from selftrain.errors import RecipeError, RunStateError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
 from selftrain.models.trainer import HeadTrainer, Trainer
-from selftrain.panels import AskedForNothing, OfflinePanel, VLMPanel
+from selftrain.panels import AskedForNothing, ModelServers, OfflinePanel, VLMPanel
 from selftrain.report import run_page, tracking
 from selftrain.report.cost import RunCost, estimate_cost, most_candidates
 from selftrain.report.status import missing_reviews
@@ -253,7 +253,7 @@ class Run:
                 torch.set_num_threads(recipe.threads)
 
             # ---- build the parts, prepare the posts ----------------------------------------------------
-            parts = self._parts or building.build(recipe, progress=progress)
+            parts = self._built(progress=progress)
             prepared = self._prepared(parts, progress=progress)
             context = building.run_context(recipe, folder, prepared, progress=progress)
             if isinstance(parts.panel, AskedForNothing) and not folder.finished():
@@ -292,7 +292,7 @@ class Run:
             RecipeError: The recipe asks agents of the user's own, or none.
             SelftrainError, AgentError: As `rounds`.
         """
-        parts = self._parts or building.build(self.recipe)
+        parts = self._built()
         if not isinstance(parts.panel, VLMPanel | AskedForNothing):
             raise RecipeError(
                 f'agents.kind is "{self.recipe.agents.kind}": nothing is known of what these cost, or of what'
@@ -308,6 +308,15 @@ class Run:
             return estimate_cost(self.recipe, prepared.corpus, panel)
         finally:
             panel.close()
+
+    def _built(self, *, progress: bool = False) -> building.Parts:
+        """Build the parts; that no call to a model could be sent is said before anything is computed."""
+        parts = self._parts or building.build(self.recipe, progress=progress)
+        critic = parts.reviewers.critic() if isinstance(parts.reviewers, HumanReview) else None
+        for model in (parts.panel, critic):
+            if isinstance(model, ModelServers) and not self.folder.finished():
+                model.check_routes()
+        return parts
 
     def _checked(self, panel: AskedForNothing, context: RunContext) -> PanelCheck:
         corpus = context.corpus

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -48,6 +49,8 @@ TOKENIZE_ABSENT = "An estimate needs vLLM's /tokenize: use a vLLM server, or go 
 CLOSED = "the chat client was closed before this call was answered"
 _BODY_BYTES, _TOKEN_BYTES = 1 << 20, 200
 """Of an answer: what it may weigh at most without its tokens, and what one alternative of a token weighs."""
+_COUNTING_SECONDS, _COUNTING_RETRIES = 15.0, 1
+"""Counting tokens takes no model: who is silent for so long will stay it, and somebody waits."""
 
 T = TypeVar("T")
 
@@ -62,6 +65,8 @@ class Call(Generic[T]):
     body: Callable[[], bytes]
     read: Callable[[bytes, float], T]  # reads the answer, given the seconds it took
     most_bytes: int = MOST_BYTES  # that the answer may weigh
+    seconds: float = math.inf  # that one try may take, within the client's own limit
+    retries: int | None = None  # None: the client's
     failed_at: set[Endpoint] = field(default_factory=set)  # endpoints that were lost under this call
     avoid: Endpoint | None = None  # the endpoint that failed it last
 
@@ -215,6 +220,7 @@ class ChatClient:
             Call(
                 "/tokenize", affinity, lambda: encode(tokenize_body(messages, model)),
                 lambda raw, _: read_body(raw, TokenCount).count,
+                seconds=_COUNTING_SECONDS, retries=_COUNTING_RETRIES,
             )
         )  # fmt: skip
 
@@ -226,13 +232,14 @@ class ChatClient:
         end = asyncio.timeout(None)
         self._calls.add(end)
         self._idle.clear()
+        retries = self._retries if call.retries is None else min(call.retries, self._retries)
         try:
             async with end:
                 outcome = await self._attempt(call)
-                for retry in range(self._retries):
+                for retry in range(retries):
                     if not _is_passing(outcome):
                         break
-                    await self._pause(outcome, retry)
+                    await self._pause(outcome, retry, retries)
                     outcome = await self._attempt(call)
         except TimeoutError:
             raise CallFailedError(CLOSED) from None
@@ -241,7 +248,7 @@ class ChatClient:
             if not self._calls:
                 self._idle.set()
         if isinstance(outcome, Failure):
-            raise self._error(outcome, call)
+            raise self._error(outcome, call, retries)
         return outcome
 
     async def _attempt(self, call: Call[T]) -> T | Failure:
@@ -263,7 +270,7 @@ class ChatClient:
     async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: Call[T]) -> T | Failure:
         """Send one request, and pass on what comes of it about the endpoint."""
         sent, times_up = now(), endpoint.times_up
-        came = await endpoint.exchange(call.path, call.body(), call.most_bytes)
+        came = await endpoint.exchange(call.path, call.body(), call.most_bytes, call.seconds)
         try:
             outcome: T | Failure = came if isinstance(came, Failure) else call.read(came, now() - sent)
         except BrokenAnswerError as error:
@@ -278,17 +285,17 @@ class ChatClient:
             fleet.mark_down(endpoint, outcome.reason)
         return outcome
 
-    async def _pause(self, failure: Failure, retry: int) -> None:
+    async def _pause(self, failure: Failure, retry: int, retries: int) -> None:
         """Wait before a retry: exponential back-off with full jitter, after what the server asks for."""
         longest = min(LONGEST_BACKOFF, self._backoff * 2.0**retry)
         wait = self._random.uniform(0.0, longest) + min(failure.wait or 0.0, self._patience)
-        figures = {"reason": failure.reason, "retry": retry + 1, "of": self._retries, "wait": wait}
+        figures = {"reason": failure.reason, "retry": retry + 1, "of": retries, "wait": wait}
         self._report("retry", figures)
         await asyncio.sleep(wait)
 
-    def _error(self, failure: Failure, call: Call[T]) -> ChatError:
+    def _error(self, failure: Failure, call: Call[T], retries: int) -> ChatError:
         if _is_passing(failure):
-            return CallFailedError(f"no answer in {self._retries + 1} tries; the last: {failure.reason}")
+            return CallFailedError(f"no answer in {retries + 1} tries; the last: {failure.reason}")
         if failure.kind == "request":
             return RequestRefusedError(failure.reason)
         if call.path == "/tokenize" and failure.status in (404, 405):

@@ -31,9 +31,10 @@ class Mllm:
     vision_layers: tuple[str, ...]  # likewise of the vision tower
     # names of submodules without pretrained weights: they are always trained, in full
     new_parts: tuple[str, ...]
-    fingerprint: str  # hex SHA-256 of the pretrained weights' origin: another one is another base model
+    fingerprint: str  # hex SHA-256 of all pretrained weights and what reads for them: another is another base
     # saves `module`, adapters merged into it, as a checkpoint of its own
     write: Callable[[nn.Module, Path], None]
+    revision: str = ""  # the commit, of a model from a hub
 
 
 def linear_layers(module: nn.Module, under: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ Shape legend: ``B`` prompts, ``L`` tokens, ``M`` images, ``D`` width.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from backbones.errors import PromptFitError, WeightsError
 from backbones.loading import quiet_loading
 from backbones.mllm.base import Mllm, Padding, linear_layers
 from backbones.mllm.prompts import ONE_TURN, Inputs, Prompt, Turns, Wording, Words, add_answer_token
+from backbones.towers import PROBES, ModuleDigest
 
 Album = Literal["images", "video"]
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
@@ -158,7 +160,14 @@ class HubReader:
             )
 
 
-def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images") -> Mllm:  # noqa: ANN401
+def from_parts(
+    name: str,
+    whole: Any,  # noqa: ANN401
+    processor: Any,  # noqa: ANN401
+    *,
+    album: Album = "images",
+    revision: str = "",
+) -> Mllm:
     """Return the model of a ``...ForConditionalGeneration`` and its processor, on the CPU.
 
     Weights in float16 become bfloat16: float16 ends at 65,504, and what is computed in bfloat16 or learned
@@ -180,6 +189,7 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
             f"{name}, a {type(whole).__name__}, has the parts {parts}: expected one of"
             f" {', '.join(_LANGUAGE)}, whose layers get the adapters"
         )
+    fingerprint = _fingerprint(module, processor)
     add_answer_token(whole, processor.tokenizer)
     for parameter in whole.parameters():
         parameter.requires_grad_(False)
@@ -194,8 +204,9 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
         language_layers=linear_layers(module, language),
         vision_layers=linear_layers(module, tower) if tower else (),
         new_parts=(),
-        fingerprint=_fingerprint(module),
+        fingerprint=fingerprint,
         write=write,
+        revision=revision,
     )
 
 
@@ -232,10 +243,10 @@ def pictures_in(inputs: Inputs, patch: int = 1) -> int:
     return pixels.shape[0] * (pixels.shape[1] if pixels.ndim == 5 else 1)
 
 
-def _fingerprint(module: nn.Module) -> str:
-    """Return the digest of a few numbers of every tensor: other weights of the same name are another base."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _fingerprint(module: nn.Module, processor: Any) -> str:  # noqa: ANN401
+    """Return the digest of every number of the weights, and of what the processor makes of words."""
+    tokenizer = processor.tokenizer
+    template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    reads = [tokenizer(text)["input_ids"] for text in PROBES]
+    made = [ModuleDigest(module).hexdigest(), template, reads]
+    return hashlib.sha256(json.dumps(made).encode()).hexdigest()

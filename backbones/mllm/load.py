@@ -28,9 +28,13 @@ def load_mllm(
         return smollm2_efficientnet.load(seed)
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import cached_file, extract_commit_hash
 
     try:
         with quiet_loading():
+            # what a branch stands for now: weights and processor are of one commit; "" of a folder
+            commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None) or ""
+            revision = commit or revision
             processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 name, revision=revision, trust_remote_code=False
             )
@@ -44,7 +48,7 @@ def load_mllm(
             "Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
         )
         raise loading_error(what, error, advice) from error
-    return hub.from_parts(name, whole, processor, album=album)
+    return hub.from_parts(name, whole, processor, album=album, revision=commit)
 
 
 def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max_tokens: int) -> Reader:

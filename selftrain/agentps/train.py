@@ -527,8 +527,10 @@ class _Work(NamedTuple):
             "metric": metric,
             "decisions": checkpoint.decisions_to_json(asked, decisions),
         }
-        settings, base = self.recipe.model_settings(), self.built.base.fingerprint
-        checkpoint.describe(self.out, settings, task, asked, base=base, more=about)
+        settings, base = self.recipe.model_settings(), self.built.base
+        if base.revision:  # whoever opens the model gets these weights, wherever the branch is by then
+            settings = settings.model_copy(update={"revision": base.revision})
+        checkpoint.describe(self.out, settings, task, asked, base=base.fingerprint, more=about)
 
 
 def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, bar: bool) -> AgentPSModel:

@@ -32,6 +32,9 @@ _SETTINGS = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
 }
+_SETTINGS_FRAME = b"\4"
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + bytes(5)
+"""With what gRPC begins, on both sides: HTTP/2, and a frame of settings."""
 _WITHOUT_RESULT = 30 * 60.0  # seconds; a block whose workers die again and again would be tried for ever
 _KNOCK_SECONDS = 5.0
 _DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
@@ -145,7 +148,7 @@ def _knock(address: str) -> None:
     """Open and close a connection to a cluster: where nobody answers, Ray tries for more than a minute.
 
     Raises:
-        OSError, ValueError, OverflowError: Nobody answers there, or it is no address.
+        OSError, ValueError, OverflowError: Nobody answers there, not in Ray's protocol, or it is no address.
     """
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -155,7 +158,11 @@ def _knock(address: str) -> None:
     found = address if address.startswith(client) else canonicalize_bootstrap_address(address)
     host, _, port = (found or "").removeprefix(client).rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS) as line:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false"):
+                line.sendall(_GREETING)
+                if line.recv(9, socket.MSG_WAITALL)[3:4] != _SETTINGS_FRAME:
+                    raise ConnectionError("what answers there is no Ray")
     except OSError as error:
         raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from error
 

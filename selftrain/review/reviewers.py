@@ -121,17 +121,20 @@ class HumanReview:
         """
         if not self.budget and not is_begun(run.folder.path / LEDGER):
             return None
-        asks = self.budget > 0 and self.source == "criticizer"
+        critic = self.critic()
         return LedgerReviewers(
             run.folder, self, seed=run.seed, progress=run.progress,
-            criticizer=self.loop_criticizer(run) if asks else None,
+            criticizer=None if critic is None else self._criticizer(run, critic),
         )  # fmt: skip
 
-    def loop_criticizer(self, run: RunContext) -> LoopCriticizer:
-        """Return the model that criticizes; nothing is asked yet."""
-        served = self.served
-        if self.servers:
-            served = served.model_copy(update={"servers": tuple(self.servers), "model": self.model})
+    def critic(self) -> ModelServers | None:
+        """Return the model that criticizes; None: none does."""
+        if self.budget <= 0 or self.source != "criticizer":
+            return None
+        own = {"servers": tuple(self.servers), "model": self.model} if self.servers else {}
+        return self.served.model_copy(update=own)
+
+    def _criticizer(self, run: RunContext, served: ModelServers) -> LoopCriticizer:
         prompts = AnnotationPrompts(brief_of(run.task), text_chars=served.text_chars)
         criticizer = Criticizer(prompts, self.strategy, rationale_chars=served.rationale_chars, seed=run.seed)
         posts = {post.id: post for post in run.corpus.posts}

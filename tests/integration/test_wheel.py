@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,62 @@ def test_quickstart_runs_from_any_folder(environment, tmp_path):
     assert (folder / "recipe.toml").is_file()
     assert (folder / "grown.jsonl").read_text().strip()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first"]  # nothing is left beside the run
+
+
+# ---- the lower ends of the dependencies ------------------------------------------------------------------
+
+# what needs neither the benchmarks nor packages that are for development alone
+UNITS = ("data", "losses", "models", "store", "verification")
+
+
+@pytest.fixture(scope="module")
+def oldest(wheel, tmp_path_factory):
+    """A new environment with every dependency of the wheel at its lower bound.
+
+    But for torch and torchvision, whose builds differ from place to place: they are those of this environment,
+    from where pip finds them.
+    """
+    folder = tmp_path_factory.mktemp("oldest") / "venv"
+    here = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
+    (folder.parent / "here.txt").write_text("\n".join(here))
+    tools = [f"{name}=={version(name)}" for name in ("pytest", "pytest-timeout", "hypothesis")]
+    places = [word for place in os.environ.get("PIP_FIND_LINKS", "").split() for word in ("-f", place)]
+    install = (Path(sys.executable).with_name("uv"), "pip", "install", "--python", folder / "bin" / "python")
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    run(
+        *install, *places, "--resolution", "lowest-direct", "-c", folder.parent / "here.txt",
+        "-r", CHECKOUT / "pyproject.toml", cwd=folder.parent, timeout=1200,
+    )  # fmt: skip
+    run(*install, "--no-deps", wheel, cwd=folder.parent)
+    run(*install, *tools, cwd=folder.parent, timeout=300)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_quickstart_runs_with_the_oldest_dependencies(oldest, tmp_path):
+    shown = run(
+        oldest / "bin" / "selftrain", "quickstart", "--out", tmp_path / "first", cwd=tmp_path, timeout=900
+    )
+    assert (tmp_path / "first" / "grown.jsonl").read_text().strip()
+    assert "stopped because" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_hold_with_the_oldest_dependencies(unit, oldest, tmp_path):
+    words = (
+        "-m",
+        "pytest",
+        "-c",
+        CHECKOUT / "pyproject.toml",
+        "--rootdir",
+        CHECKOUT,
+        "-p",
+        "no:cacheprovider",
+    )
+    shown = run(
+        oldest / "bin" / "python", *words, CHECKOUT / "tests" / "unit" / unit, cwd=tmp_path, timeout=900
+    )
+    assert " passed" in shown

@@ -13,7 +13,7 @@ import ssl
 import traceback
 
 import pytest
-from chat_stub import ChatStub, answers, ask, card, completion, connected, raw, refuses, run, says
+from chat_stub import ChatStub, answers, ask, card, completion, connected, is_silent, raw, refuses, run, says
 
 from agents.ask.label_probs import label_probs
 from agents.client.base import (
@@ -309,6 +309,19 @@ def test_measure_without_tokenize():
         async with connected(ChatStub(says({"detail": "Not Found"}, 404))) as (client, _):
             with pytest.raises(ServerRefusedError, match="needs vLLM's /tokenize"):
                 await client.measure(ask())
+
+    run(scenario())
+
+
+def test_measure_gives_up_soon_where_nobody_counts(monkeypatch):
+    monkeypatch.setattr("agents.client.client._COUNTING_SECONDS", 0.05)
+
+    async def scenario():
+        stub = ChatStub(*[is_silent] * 9)
+        async with connected(stub) as (client, _):
+            with pytest.raises(CallFailedError, match=r"no answer in 2 tries.* no answer within 0\.05 s"):
+                await client.measure(ask())
+        assert len(stub.received) == 2
 
     run(scenario())
 

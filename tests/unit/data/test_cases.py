@@ -517,10 +517,17 @@ def test_an_environment_that_no_call_can_use_is_named_by_every_command(
     task.write_text(f'{task.read_text()}[[questions]]\nname = "q"\nwording = "?"\nanswers = ["yes", "no"]\n')
     manifest.write_bytes(lines())
     given, out = (manifest, "--task", task), ("--out", tmp_path / "out.jsonl")
+    asking = tmp_path / "asking.toml"
+    asking.write_text(
+        '[data]\nmanifest = "gone.jsonl"\ntask = "task.toml"\n[agents]\nkind = "vlm"\n'
+        f'[vlm]\nservers = ["{server}"]\n'
+    )
     for words in (
         ("agents", "check", server), ("annotate", *given, "--server", server, *out),
         ("act", "select-models", *given, "--server", server),
         ("act", "annotate", *given, "--annotator", server, "--budget", "1", *out),
+        # before posts are read, let alone features computed
+        ("run", asking, "--out", tmp_path / "run"), ("run", asking, "--out", tmp_path / "run", "--estimate"),
     ):  # fmt: skip
         status, shown = command("environment", capsys, *words)
         right = status == 2 and f"{variable[0]} is" in shown and ENVIRONMENTS[variable] in shown

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import socket
 import sys
+import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -94,20 +96,51 @@ def test_workers_without_a_cluster_and_standard_input_on_one_are_refused(monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@contextmanager
+def listening(answer):
+    """The port of a server that gives one answer and hangs up; None: it says nothing."""
+    with socket.create_server(("", 0)) as server:
+        server.settimeout(10)
+
+        def serve():
+            line, _ = server.accept()
+            with line:
+                line.recv(1000)
+                if answer is None:
+                    line.recv(1)  # until the other side hangs up
+                else:
+                    line.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_an_address_where_no_cluster_answers_is_said(monkeypatch):
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'selftrain[ray]'")
 
     def refused(*_, **__):
         raise ConnectionError("nobody there")
 
-    with socket.create_server(("", 0)) as listening:
-        port = listening.getsockname()[1]
+    with listening(bytes(3) + b"\4" + bytes(5)) as port:  # as gRPC begins
         monkeypatch.setattr(ray, "init", refused)
         told = rf"no Ray cluster answers at 'localhost:{port}': nobody there\. Start one"
         with pytest.raises(EngineError, match=told), OnRay(f"localhost:{port}").map(iter, list):
             pass
     asked = []
     monkeypatch.setattr(ray, "init", lambda *given, **_: asked.append(given))
+    monkeypatch.setattr("selftrain.engine.on_ray._KNOCK_SECONDS", 0.2)
+    for answer, told in {
+        b"HTTP/1.1 400 Bad Request\r\n\r\n": "no Ray", b"": "no Ray", b"SSH-2.0": "no Ray", None: "timed out"
+    }.items():  # fmt: skip
+        with (
+            listening(answer) as port,
+            pytest.raises(EngineError, match=told),
+            OnRay(f"ray://localhost:{port}").map(iter, list),
+        ):
+            pass
     for address, told in {
         f"localhost:{port}": "Connection refused", f"ray://localhost:{port}": "Connection refused",
         "localhost": "Invalid address", "localhost:x": "'x'", "nobody.invalid:1": "not known",

@@ -179,8 +179,8 @@ def test_a_recipe_names_where_the_criticizer_is_served(tmp_path):
             max_pixels=1,
             progress=False,
         )
-        built = build(recipe).reviewers.loop_criticizer(run)
-        assert built._criticizer.strategy.name == recipe.human.strategy
+        built = build(recipe).reviewers.for_run(run)
+        assert built._criticizer._criticizer.strategy.name == recipe.human.strategy
         built.close()
 
 
