@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from backbones.base import Encodable, Encoded, EncodeFailure, FeatureArray, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import open_image, prefetch_images
 from backbones.loading import Placement
+from backbones.progress import progress_bar
 
 ROW_FORMAT = "rows-2"  # part of every fingerprint: a change in the arithmetic below must change it
 # what a tokenizer makes of these stands for it in a fingerprint: case, scripts, emoji, cutting
@@ -212,7 +212,7 @@ class TwoTowers:
                 rows.clear()
 
         stream = prefetch_images(paths, lambda path: self._read(path, self._evaluate), workers)
-        bar = tqdm(stream, total=len(paths), disable=not progress, desc="images")
+        bar = progress_bar(stream, total=len(paths), disable=not progress, desc="images")
         for owner, decoded in zip(owners, bar, strict=True):
             if isinstance(decoded, ImageError):
                 failures.setdefault(owner, str(decoded))

@@ -35,6 +35,7 @@ from agents.panel import CrossReview
 from agents.replayed import AnswersPanel, replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 from backbones.images import open_image
+from backbones.progress import progress_bar
 from selftrain._util.types import Float32Array
 from selftrain.config import ServersSection, VlmSection
 from selftrain.data.answer_files import read_answers
@@ -323,9 +324,7 @@ def opener(max_pixels: int) -> Opener:
 
 def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
     """Show a bar over posts, with calls, stored answers and failures."""
-    from tqdm import tqdm
-
-    shown = tqdm(total=total, desc=what, unit="post")
+    shown = progress_bar(total=total, desc=what, unit="post")
 
     def update(usage: UsageTotals) -> None:
         shown.set_postfix(calls=usage.calls, stored=usage.stored, failed=usage.failed, refresh=False)

@@ -196,11 +196,18 @@ class Account:
 class MeteredClient:
     """A model that answers for one run, each prompt paid for once. Lives on one event loop.
 
-    Its `backend` is open and says that it is `identity`; see `agents.ask.runner.Runner` for the rest.
+    Its `backend` is open and says that it is `identity`; no more than `width` answers are on their way, up to
+    the disk. See `agents.ask.runner.Runner` for the rest.
     """
 
     def __init__(
-        self, backend: Backend, identity: Identity, account: Account, manner: Manner, pictures: PictureLoader
+        self,
+        backend: Backend,
+        identity: Identity,
+        account: Account,
+        manner: Manner,
+        pictures: PictureLoader,
+        width: int,
     ) -> None:
         self.identity = identity
         self.source = f"vlm:{identity.model}" + (f"@{identity.revision[:12]}" if identity.revision else "")
@@ -213,6 +220,7 @@ class MeteredClient:
         self._recorded = ", ".join(f"{name} {value}" for name, value in known.items())
         self._also: dict[str, str] = {name: known[name] for name in manner.keyed}
         self._under_way: dict[str, asyncio.Future[ParsedAnswer]] = {}
+        self._room = asyncio.Semaphore(width)
 
     async def ask(self, prompt: PostPrompt) -> Response:
         """Return the answer to `prompt`, from the cache or from the model.
@@ -286,8 +294,13 @@ class MeteredClient:
         return completion
 
     async def _buy(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
-        account = self._account
         request = await self._pictures.load(request)
+        # until it is on the disk: whoever is killed, or meets a full disk, loses no more than was under way
+        async with self._room:
+            return await self._bought(key, request, schema, note)
+
+    async def _bought(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
+        account = self._account
         if account.stopped:
             raise StoppedError
         while (held := await account.reserve(key, request.sampling.max_tokens)) is None:

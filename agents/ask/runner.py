@@ -156,7 +156,9 @@ class Runner:
                 self._begun.add(place)  # also if it fails: what was begun is to be closed
                 backend, manner = self._models[place]
                 identity = await backend.open()
-                self._clients[place] = MeteredClient(backend, identity, self._account, manner, self._pictures)
+                self._clients[place] = MeteredClient(
+                    backend, identity, self._account, manner, self._pictures, self._width
+                )
         return self._clients[place]
 
     async def prepare(self, post: PostLike) -> PreparedPost:

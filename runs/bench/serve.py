@@ -2,7 +2,8 @@
 
 64 clients score one post each, one after the other, on a `selftrain serve` of a real model: first alone, then
 beside 20 that do what a server is afraid of. The figure is the 99th percentile of an honest wait under attack
-over that of calm, and how many honest requests were not answered with a score.
+over that of calm, and how many honest requests were not answered with a score. Clients have addresses of
+their own and, where there are two cores, none of the server's: they would be other machines.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,8 +128,17 @@ class Waits(NamedTuple):
         )
 
 
+def _cores(of_server: bool) -> set[int]:
+    """Return the server's half of this process's cores, or the clients'; a single core is of both."""
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    return set((cores[:half] if of_server else cores[half:]) or cores)
+
+
 async def _measure(folder: Path, bodies: list[bytes], seconds: float) -> tuple[Waits, Waits]:
-    async with serving(folder) as (port, _):
+    ours = _cores(of_server=False)
+    async with serving(folder, cores=_cores(of_server=True)) as (port, _):
+        os.sched_setaffinity(0, ours)  # and of the hostile ones, which this process starts
         await _wait(port, bodies, seconds / 5)  # warm
         calm = await _wait(port, bodies, seconds)
         print(f"calm: {calm.told()}", flush=True)
@@ -148,13 +158,20 @@ async def _measure(folder: Path, bodies: list[bytes], seconds: float) -> tuple[W
 
 
 @asynccontextmanager
-async def serving(folder: Path, **variables: str) -> AsyncIterator[tuple[int, int]]:
-    """Serve the run in `folder` / "run" in a process of its own; gives the port and the process's number."""
+async def serving(
+    folder: Path, cores: Iterable[int] = (), **variables: str
+) -> AsyncIterator[tuple[int, int]]:
+    """Serve the run in `folder` / "run" in a process of its own, on some `cores` or all.
+
+    Gives the port and the process's number.
+    """
     command = [sys.executable, "-m", "selftrain", "serve", str(folder / "run"), "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | variables | {"PYTHONUNBUFFERED": "1"}
     )
     assert process.stdout is not None, "it is a pipe"
+    if cores:
+        os.sched_setaffinity(process.pid, cores)
     try:
         port = 0
         for line in process.stdout:
@@ -186,7 +203,7 @@ async def _wait(port: int, bodies: list[bytes], seconds: float) -> Waits:
         draw = random.Random(number)
         while time.monotonic() < until:
             began = time.monotonic()
-            status = await ask(port, b"POST /score", draw.choice(bodies))
+            status = await ask(port, b"POST /score", draw.choice(bodies), f"127.0.1.{number + 1}")
             if status == 200:
                 found.waits.append(time.monotonic() - began)
             else:
@@ -203,11 +220,11 @@ async def _wait(port: int, bodies: list[bytes], seconds: float) -> Waits:
     return found._replace(errors=errors[0], health=longest[0])
 
 
-async def ask(port: int, what: bytes, body: bytes = b"") -> int:
-    """Return the status of an answer, read to its end; 0: there is none."""
+async def ask(port: int, what: bytes, body: bytes = b"", source: str = "127.0.0.1") -> int:
+    """Ask from an address of this machine; return the status of the answer, read to its end, 0: none came."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
             try:
                 writer.write(_head(what, f"Content-Length: {len(body)}") + body)
                 await writer.drain()
@@ -239,22 +256,22 @@ def _attack_all(port: int) -> None:
 async def _attack(port: int, number: int) -> None:
     """Do one of the attacks, over and over."""
     attack, prepared = ATTACKS[number % len(ATTACKS)]
-    given = prepared()
+    given, source = prepared(), f"127.0.2.{number + 1}"
     while True:
         with suppress(OSError):
-            await attack(port, given)
+            await attack(port, given, source)
         await asyncio.sleep(0.01)
 
 
-async def _score(port: int, body: bytes) -> None:
-    await ask(port, b"POST /score", body)
+async def _score(port: int, body: bytes, source: str) -> None:
+    await ask(port, b"POST /score", body, source)
 
 
-async def _half_open(port: int, begun: bytes) -> None:
+async def _half_open(port: int, begun: bytes, source: str) -> None:
     writers = []
     try:
         for _ in range(200):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
             writer.write(begun)
             writers.append(writer)
         await asyncio.sleep(1)
@@ -263,8 +280,8 @@ async def _half_open(port: int, begun: bytes) -> None:
             writer.close()
 
 
-async def _dribble(port: int, head: bytes) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
+async def _dribble(port: int, head: bytes, source: str) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
     try:
         for place in range(len(head)):
             writer.write(head[place : place + 1])
@@ -274,9 +291,9 @@ async def _dribble(port: int, head: bytes) -> None:
         writer.close()
 
 
-async def _leave(port: int, body: bytes) -> None:
+async def _leave(port: int, body: bytes, source: str) -> None:
     """Ask, and go away before the answer."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
     writer.write(_head(b"POST /score", f"Content-Length: {len(body)}") + body)
     await writer.drain()
     writer.close()
@@ -300,7 +317,7 @@ def _one_picture() -> bytes:
     return json.dumps({"id": "a", "images": whole["posts"][0]["images"][:1]}).encode()
 
 
-ATTACKS: tuple[tuple[Callable[[int, bytes], Awaitable[None]], Callable[[], bytes]], ...] = (
+ATTACKS: tuple[tuple[Callable[[int, bytes, str], Awaitable[None]], Callable[[], bytes]], ...] = (
     (_score, lambda: _pictures(4)),
     (_score, _one_picture),
     (_score, _texts),

@@ -81,10 +81,14 @@ def predict(
 ) -> Iterator[ScoredPost]:
     """Score posts in their order, in bounded memory; what is known of them is carried along, not read.
 
-    Labels and answers that the task does not know are taken for absent. Raises as `score`.
+    On a CPU each post is computed alone, so that its answers do not depend on what is asked beside it; a GPU
+    computes `batch_size` at once, which may change last digits. Labels and answers that the task does not
+    know are taken for absent. Raises as `score`.
     """
     built = loaded.built
     built.model.to(device)
+    if torch.device(device).type == "cpu":  # whose cores one post keeps busy
+        batch_size = 1
     known = (example(_known(post, built.questions), built.questions) for post in posts)
     # a threshold set on the validation posts is one of their precision
     precise = loaded.about["precision"] == "float32"

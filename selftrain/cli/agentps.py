@@ -42,7 +42,7 @@ METRICS = ("f1", "macro_f1", "auc", "recall_at_precision_60", "precision_at_reca
 HEADINGS = ("posts", "F1", "macro-F1", "AUC", "recall at precision .60", "precision at recall .50")
 
 Trained = Annotated[Path, argument("MODEL", "A model's folder.")]
-Batch = Annotated[int, option("Posts at once.", min=1, metavar="N")]
+Batch = Annotated[int, option("Posts at once, on a GPU.", min=1, metavar="N")]
 Device = Annotated[str, option("auto, cpu, cuda, cuda:1 and so on.")]
 Split = Literal["train", "validation", "pool", "test", "all"]
 

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from backbones.base import Backbone, Encodable, Encoded, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
+from backbones.progress import progress_bar
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.feature_store import FORMAT, FeatureStore
 from selftrain.engine.mapping import Engine, InProcess
@@ -165,7 +165,7 @@ def _fill(
         blocks = [[_Content(post.id, post.text, post.images) for post in block] for block in blocks]
     stage = partial(_encoding, make, backbone.fingerprint(), batch_size, workers)
     with (
-        tqdm(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
+        progress_bar(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
         engine.map(partial(iter, blocks), stage) as found,
     ):
         for part, encoded in zip(parts, found, strict=True):

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from backbones.progress import progress_bar
 from losses.base import LossOutput
 from selftrain.errors import NonFiniteLossError
 from selftrain.store import atomic
@@ -286,9 +287,7 @@ class TrainingLog:
         step: int = 0,
         bar: bool = True,
     ) -> None:
-        from tqdm import tqdm
-
-        self._bar: Any = tqdm(total=steps, initial=step, desc=name, unit="step", disable=not bar)
+        self._bar: Any = progress_bar(total=steps, initial=step, desc=name, unit="step", disable=not bar)
         self._file: Any = None
         self._events: Any = None
         if folder is not None:

@@ -16,8 +16,8 @@ from typing import IO, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
 
+from backbones.progress import progress_bar
 from selftrain._util.types import Json
 from selftrain.data.manifest import Tolerance
 from selftrain.engine.mapping import Engine, InProcess
@@ -129,7 +129,7 @@ def pour(
         EngineError: See `Engine.map`; what was finished is in the sink.
     """
     tally, listed = target.tally, list[str]()
-    bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
+    bar = progress_bar(initial=tally.rows, disable=not progress, desc="posts", unit="")
     committed = time.monotonic()
     fault: ManifestError | None = None
     try:

@@ -3,7 +3,8 @@
 It imports once and forks for every request, one JSON line {"argv": [...]} with at most one of: "after"
 seconds and the "signal" to send then; "disk", the bytes that a file may have; "memory", the bytes that may
 be taken beyond what there is at the beginning. A server ends by SIGTERM once there is the file "until". The
-answer is the exit status, and in words what was printed, with the seconds that it took.
+answer is the exit status, and in words what was printed, with the seconds that it took, those of a
+processor, and the bytes of memory beyond those at its beginning.
 """
 
 from __future__ import annotations
@@ -66,15 +67,19 @@ def command(request, output):
 
 
 def ended(child, request):
-    """Wait for a process, and send it its signal when the time has come; its status and its seconds."""
+    """Wait for a process, and send it its signal when the time has come.
+
+    Its status, its seconds by the clock and of a processor, and the most bytes of memory that it had.
+    """
     begun, longest = time.monotonic(), STUCK if "memory" in request else 600.0
     until = Path(request.get("until", "/nowhere"))
     request = {"signal": signal.SIGKILL, "after": longest} | request
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, used = os.wait4(child, os.WNOHANG)
         seconds = time.monotonic() - begun
         if pid:
-            return os.waitstatus_to_exitcode(status), seconds
+            processor = used.ru_utime + used.ru_stime
+            return os.waitstatus_to_exitcode(status), seconds, processor, used.ru_maxrss * 1024
         if until.exists():
             until.unlink()
             os.kill(child, signal.SIGTERM)
@@ -94,9 +99,15 @@ def serve():
             child = os.fork()
             if child == 0:
                 command(request, output.fileno())
-            code, seconds = ended(child, request)
+            before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+            code, seconds, processor, most = ended(child, request)
             output.seek(0)
-            words = {"said": output.read().decode(errors="replace"), "seconds": seconds}
+            words = {
+                "said": output.read().decode(errors="replace"),
+                "seconds": seconds,
+                "processor": processor,
+                "grown": most - before,
+            }
         print(json.dumps({"code": code, "words": json.dumps(words)}), flush=True)
 
 

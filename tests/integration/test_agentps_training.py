@@ -204,10 +204,8 @@ def test_any_batch_gives_the_same_answers_in_the_manifests_order(place, model):
     by_one = here("agentps", "predict", model, place / "posts.jsonl", "--out", "-", "--batch", "1")
     by_many = here("agentps", "predict", model, place / "posts.jsonl", "--out", "-", "--batch", "64")
     ids = [json.loads(line)["id"] for line in (place / "posts.jsonl").read_text().splitlines()]
-    for lines in zip(by_one.stdout.splitlines(), by_many.stdout.splitlines(), ids, strict=True):
-        one, many = map(json.loads, lines[:2])
-        assert one["id"] == many["id"] == lines[2]
-        assert one["probabilities"] == pytest.approx(many["probabilities"], abs=1e-4)
+    assert [json.loads(line)["id"] for line in by_one.stdout.splitlines()] == ids
+    assert by_one.stdout == by_many.stdout
 
 
 def test_the_merged_checkpoint_is_a_model_of_transformers_with_the_same_states(place, model):

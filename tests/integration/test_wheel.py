@@ -118,8 +118,8 @@ UNITS = ("data", "losses", "models", "store", "verification")
 def oldest(wheel, tmp_path_factory):
     """A new environment with every dependency of the wheel at its lower bound.
 
-    But for torch and torchvision, whose builds differ from place to place: they are those of this environment,
-    from where pip finds them.
+    But for torch and torchvision, whose builds differ from place to place: they are of the versions that are
+    here, from where pip finds them.
     """
     folder = tmp_path_factory.mktemp("oldest") / "venv"
     here = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]

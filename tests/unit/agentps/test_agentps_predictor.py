@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -133,6 +134,21 @@ def test_an_album_of_no_and_of_forty_pictures(place, tmp_path):
     found = list(predict(loaded, [Post("none", "words"), Post("forty", "words", tuple(pictures))]))
     assert [one.reason for one in found] == ["", ""]
     assert not np.allclose(found[0].answers[-1], found[1].answers[-1])
+
+
+def test_an_answer_is_the_same_to_the_bit_whatever_is_asked_beside_it(place):
+    predictor = load_predictor(place / "model")
+    texts = ["awful day", "lovely", "day " * 30, "awful " + "word " * 60, "", "Ünï 😀", "a lovely day " * 3]
+    posts = [Post(f"t{n}", text) for n, text in enumerate(texts)]
+    posts += [Post("p", "", (place / "red.png",)), Post("b", "awful", (place / "red.png",) * 3)]
+    posts += [Post("x", "", (place / "gone.png",))]
+    expected = {one.id: one for one in predictor.predict(posts)}
+    for order in range(10):
+        draw = random.Random(order)
+        mixed = draw.sample(posts, draw.randint(1, len(posts)))
+        cut = draw.randint(0, len(mixed))
+        for part in (mixed[:cut], mixed[cut:]):
+            assert [expected[post.id] for post in part] == predictor.predict(part)
 
 
 def test_no_more_posts_are_read_ahead_than_a_few_batches(place):
