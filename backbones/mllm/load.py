@@ -28,7 +28,7 @@ def load_mllm(
         return smollm2_efficientnet.load(seed)
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import cached_file, extract_commit_hash
+    from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
         with quiet_loading():

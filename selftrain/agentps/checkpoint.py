@@ -146,7 +146,7 @@ def read_about(folder: Path) -> Json:
         raise ModelError(
             f"{folder} holds no model: it has no {ABOUT}. `selftrain agentps train RUN --out DIR` makes one"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read ({error}): the folder is damaged") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ModelError(f"{file} has not the format {FORMAT}: it is of another version of selftrain")

@@ -174,7 +174,7 @@ class ServedModel:
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / MERGED).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{folder} holds no merged checkpoint ({error}): `selftrain agentps train ... --merge DIR` writes"
             " one"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 if sys.platform != "win32":
     import fcntl
 
+from selftrain._util.files import check_regular
 from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.review.reviewers import waiting_for
@@ -167,6 +168,7 @@ def is_held(folder: RunFolder) -> bool | None:
     if sys.platform == "win32":
         return None
     try:
+        check_regular(folder.path / ".lock")
         with (folder.path / ".lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.files import check_regular
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
 
@@ -68,7 +69,15 @@ def note_round(root: Path, folder: Path, last: Mapping[str, str]) -> None:
 
 
 def check(file: Path) -> None:
-    """Refuse a file that is not as it was written; one of a folder that notes nothing of it is let pass."""
+    """Refuse a file that is not as it was written; one of a folder that notes nothing of it is let pass.
+
+    Something else in its place is refused in any case: a FIFO would block whoever opens it.
+    """
+    if file.exists() and not file.is_file():
+        raise RunStateError(
+            f"{file} is damaged: it is no regular file. Remove it. What to do then:"
+            f" {_remedy(file.parent, file.name)}"
+        )
     for root in (file.parent, file.parent.parent.parent):
         if (root / FILE).exists():
             name = file.relative_to(root).as_posix()
@@ -109,13 +118,14 @@ def write_jsonl(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _read(root: Path) -> dict[str, list[str]]:
     file = root / FILE
     try:
+        check_regular(file)
         found = json.loads(file.read_bytes())
         if all(isinstance(one, list) for one in found.values()):
             return dict(found)
         reason = "no lists of digests"
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = str(error)
     raise RunStateError(
         f"{file} is damaged ({reason}): take it from a copy, or remove it; without it, damage to the other"

@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from filelock import FileLock, Timeout
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
+from selftrain._util.files import read_toml
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
@@ -201,7 +201,7 @@ class RunFolder:
         checksums.check(self.path / POSTS)
         try:
             before = json.loads((self.path / POSTS).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return ""
         since = datetime.fromtimestamp((self.path / POSTS).stat().st_mtime).astimezone()
         common = before.keys() & posts.keys()
@@ -242,7 +242,7 @@ class RunFolder:
         """Return the resolved recipe."""
         checksums.check(self.recipe_path)
         try:
-            return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
+            return read_toml(self.recipe_path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunStateError(
                 f"{self.path} is not a run folder: it has no recipe.toml."
@@ -323,7 +323,7 @@ class RunFolder:
         checksums.check(file)
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunStateError(f"{file} cannot be read ({error}): the run folder is damaged") from error
         if not isinstance(value, dict):
             raise RunStateError(
@@ -405,7 +405,7 @@ def read_jsonl(file: Path) -> Iterator[Json]:
             for number, line in enumerate(lines, 1):
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise RunStateError(
                         f"{file}, line {number} is not JSON: the run folder is damaged"
                     ) from error

@@ -79,7 +79,7 @@ READERS = (
     "agentps train FILE --task {work}/posts/task.toml --out {work}/new",
     "agents prompts {work}/asked.toml --set vlm.prompts=FILE",
 )
-WORST = ("gzip.csv.gz", "parquet.parquet", "digits.jsonl", "deep.jsonl")
+WORST = ("parquet.parquet", "digits.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +142,18 @@ def files(tmp_path_factory):
     return of
 
 
+def rows(first, second, often):
+    """Every pair of both; all but those that `often` takes are of the slow tier."""
+    return [
+        pytest.param(one, other, marks=() if often(one, other) else pytest.mark.slow)
+        for one in first
+        for other in second
+    ]
+
+
 @FILES
 @pytest.mark.parametrize(
-    ("words", "name"),
-    [(READERS[1], name) for name in HOSTILE] + [(w, name) for w in READERS for name in WORST],
+    ("words", "name"), rows(READERS, HOSTILE, lambda words, name: words == READERS[1] or name in WORST)
 )
 def test_no_file_of_a_megabyte_takes_a_gigabyte(words, name, place, files, server, ask):  # noqa: PLR0917 -- fixtures
     code, shown = started(ask, place, server, words.replace("FILE", str(files(name))))
@@ -202,6 +210,7 @@ ANSWERS_OF = {
     "noise": lambda _: random.Random(1).randbytes(MB),
     "nothing": lambda _: b"",
 }
+HEAVY = ("digits", "alternatives")
 ASKERS = (
     "run {work}/asked.toml --out {work}/new --set vlm.store={work}/new.sqlite --set vlm.retries=0",
     "run {work}/asked.toml --out {work}/new --set vlm.store={work}/new.sqlite --set vlm.retries=0 --estimate",
@@ -214,8 +223,9 @@ ASKERS = (
 
 
 @ANSWERS
-@pytest.mark.parametrize("name", ANSWERS_OF)
-@pytest.mark.parametrize("words", ASKERS, ids=["run", "estimate", "annotate", "select", "check"])
+@pytest.mark.parametrize(
+    ("words", "name"), rows(ASKERS, ANSWERS_OF, lambda words, name: words == ASKERS[2] or name in HEAVY)
+)
 def test_no_answer_of_a_megabyte_takes_a_gigabyte(words, name, place, server, ask):
     made = ANSWERS_OF[name]
 
@@ -272,7 +282,9 @@ def damaged(file, draw):
 
 
 @DAMAGE
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=() if n < 6 else pytest.mark.slow) for n in range(60)]
+)
 def test_any_damage_to_any_file_of_a_run_ends_in_words(seed, place, server, ask):
     draw = random.Random(seed)
     kept = sorted(one for one in (place / "run").rglob("*") if one.is_file() and not one.is_symlink())

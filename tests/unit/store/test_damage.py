@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -187,3 +188,34 @@ def test_damaged_notes_are_told_too(tmp_path, content):
     (tmp_path / checksums.FILE).write_bytes(content)
     with pytest.raises(RunStateError, match=r"checksums\.json is damaged.*take it from a copy"):
         checksums.check(tmp_path / "recipe.toml")
+
+
+@pytest.mark.timeout(300)  # a FIFO that is opened blocks for ever
+def test_what_is_no_file_is_damage_too(small_run, tmp_path, capsys):
+    run = copied(small_run, tmp_path)
+    told = 0
+    for name in (*files_of(small_run), ".lock"):
+        content = (run / name).read_bytes()
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        for command in ("show", "status", "report"):
+            status, said = outcome(capsys, command, run)
+            assert status in (0, 2), said
+            assert status == 0 or name.rpartition("/")[2] in said, said
+            told += status == 2
+        (run / name).unlink()
+        (run / name).write_bytes(content)
+    assert told
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.toml", "checksums.json", "environment.json", "rounds/0000/metrics.json"]
+)
+def test_what_is_nested_too_deeply_is_damage_too(name, small_run, tmp_path, capsys):
+    run = copied(small_run, tmp_path)
+    (run / "checksums.json").unlink()
+    (run / name).write_text(("a = " if name.endswith("toml") else "") + "[" * 100_000)
+    status, said = outcome(capsys, "status", run)
+    assert status == 2, said
+    assert name in said
+    assert len(said) < 1000
