@@ -198,7 +198,7 @@ def test_what_is_no_file_is_damage_too(small_run, tmp_path, capsys):
         content = (run / name).read_bytes()
         (run / name).unlink()
         os.mkfifo(run / name)
-        for command in ("show", "status", "report"):
+        for command in ("show", "status"):
             status, said = outcome(capsys, command, run)
             assert status in (0, 2), said
             assert status == 0 or name.rpartition("/")[2] in said, said
