@@ -207,6 +207,7 @@ class MeteredClient:
         account: Account,
         manner: Manner,
         pictures: PictureLoader,
+        *,
         width: int,
     ) -> None:
         self.identity = identity

@@ -157,7 +157,7 @@ class Runner:
                 backend, manner = self._models[place]
                 identity = await backend.open()
                 self._clients[place] = MeteredClient(
-                    backend, identity, self._account, manner, self._pictures, self._width
+                    backend, identity, self._account, manner, self._pictures, width=self._width
                 )
         return self._clients[place]
 
