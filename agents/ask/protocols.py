@@ -143,6 +143,8 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("cross_review", _BOTH, _BOTH, "reason_first", _each_alone, _both_again),
+        # nobody is asked twice: a posterior hears what each says alone
+        Protocol("independent", _BOTH, _BOTH, "reason_first", _each_alone, _nothing_more),
         # the User has read the Reviewer's words and has the last one
         Protocol("sequential", _BOTH, ("user",), "reason_first", _in_turn, _nothing_more),
         # each argues a side first, then both decide, having read both cases

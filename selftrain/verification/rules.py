@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from agents.judgment import Judgment, Posterior, Verdict
+from agents.judgment import Judgment, Posterior, Verdict, opinions
 from selftrain._util.numeric import log_probs
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
@@ -218,10 +218,10 @@ def _unseen_logits(
 def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
     """Return what each role said alone, as all that is said of labelled posts is.
 
-    Who has heard the classifier's label brings it in a second time.
+    Who has heard the classifier's label brings it in a second time; a case made on demand is no opinion.
     """
     given = verdict.by_agent()
-    return [given[role][0] if role in given else None for role in roles]
+    return [opinions(given[role])[0] if role in given else None for role in roles]
 
 
 def _labelled_answers(judged: Judged, roles: Sequence[str]) -> list[list[Judgment | None]]:

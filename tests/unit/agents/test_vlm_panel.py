@@ -259,6 +259,15 @@ def argues_or_decides(request):
     return raw(json.dumps({"rationale": f"the case of the {role_of(request)}"}))
 
 
+def test_independent_judges_are_asked_once_though_they_disagree(panels):
+    backend = MemoryBackend(lambda r: said("rude" if role_of(r) == "reviewer" else "kind"))
+    (verdict,) = panels(backend, "independent").verify(candidates("rude"))
+    assert [(j.agent, j.step, j.label) for j in verdict.judgments] == [
+        ("reviewer", 0, "rude"), ("user", 0, "kind"),
+    ]  # fmt: skip
+    assert len(backend.requests) == 2
+
+
 def test_in_stance_both_sides_are_argued_before_both_decide(panels):
     backend = MemoryBackend(argues_or_decides)
     panel = panels(backend, "stance")

@@ -67,6 +67,25 @@ class Panel:
         return {"protocol": "fake"}
 
 
+class Arguing(Panel):
+    """The same two, who are first told to make the case of a side."""
+
+    def verify(self, candidates):
+        return [
+            replace(
+                one,
+                judgments=(
+                    *(
+                        replace(said, state=State.ABSTAIN, label=None, details={"argues": said.agent})
+                        for said in one.judgments
+                    ),
+                    *(replace(said, step=1) for said in one.judgments),
+                ),
+            )
+            for one in super().verify(candidates)
+        ]
+
+
 def rounds_of(folder, corpus, *, rule=None, rounds=2, panel=None):
     return loop.self_train(
         corpus, HeadTrainer(epochs=10), panel or Panel(corpus),
@@ -98,6 +117,16 @@ def test_all_that_was_judged_is_learned_by_what_the_agents_said_of_it(tmp_path, 
     np.testing.assert_allclose(training.targets[agreed, 0], told, atol=1e-6)
     assert len(set(told)) > 2
     assert {one.weight for one in posteriors} == {state.evidence_weight}
+
+
+def test_a_case_made_on_demand_is_no_opinion(tmp_path):
+    corpus = make_corpus()
+    posteriors = []
+    for name, panel in {"alone": Panel(corpus), "arguing": Arguing(corpus)}.items():
+        list(rounds_of(tmp_path / name, corpus, rounds=1, panel=panel))
+        posteriors.append([one.posterior for one in RunFolder(tmp_path / name).verdicts(1)])
+    assert posteriors[0] == posteriors[1]
+    assert len(posteriors[0]) == 30
 
 
 def test_earlier_posts_are_judged_anew_in_every_round(tmp_path):
