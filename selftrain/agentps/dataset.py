@@ -18,7 +18,7 @@ from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import MAX_ALBUM, Post
-from selftrain.data.splits import parts_by_column
+from selftrain.data.splits import parts_by_column, require
 from selftrain.data.task import Question, Task, load_task
 from selftrain.errors import DataError, RecipeError, SplitError, TaskError
 from selftrain.review.estimates import BatchOutcome, outcome
@@ -187,7 +187,7 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
 
     Raises:
         RecipeError: Neither or both of run and manifest, or a manifest without a task.
-        DataError: No post to learn from, or none to validate on; and what reading them raises.
+        DataError: A class without a post to learn from or to validate on; and what reading them raises.
     """
     if (sources.run is None) == (sources.manifest is None):
         raise RecipeError(
@@ -202,9 +202,8 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
         found = _of_manifest(sources, seed)
     if sources.process is not None:
         found = _with_process(found, sources.process, sources)
-    for name, posts in (("learn from", found.train), ("validate on", found.validation)):
-        if not any(post.label is not None for post in posts):
-            raise DataError(f"there is no labelled post to {name}: expected some of every class")
+    require(found.train, found.task.names, 1, "what is learned from")
+    require(found.validation, found.task.names, 1, "what is validated on")
     return found
 
 

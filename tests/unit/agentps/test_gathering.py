@@ -223,8 +223,21 @@ def test_sections_that_cannot_be(change, error, words):
 
 def test_no_labelled_post(place):
     (place / "posts.jsonl").write_text('{"id": "a", "text": "b"}\n')
-    with pytest.raises(DataError, match="no labelled post to learn from"):
+    with pytest.raises(DataError, match=r"learned from has .*'rude': 0, 'kind': 0.*; expected at least 1"):
         load_posts(section(place), 0)
+
+
+def test_a_class_whose_only_post_would_validate_is_refused(place):
+    posts = [post for post in drawn_posts(40) if post.label == "kind"]
+    rude = next(post for post in drawn_posts(40) if post.label == "rude")
+    write_manifest([*posts, rude], place / "posts.jsonl")
+    with pytest.raises(
+        SplitError, match=r"learned from has \{'rude': 0, .*expected at least 1 of each class"
+    ):
+        load_posts(section(place), 0)
+    write_manifest(posts[:5], place / "check.jsonl")
+    with pytest.raises(SplitError, match=r"validated on has .'rude': 0, 'kind': 5"):
+        load_posts(section(place, validation=place / "check.jsonl"), 0)
 
 
 def test_albums_beyond_sixteen_and_videos_are_read(place):
