@@ -220,7 +220,7 @@ class ModelServers(ServersSection):
         """Return the runner of a run, which pays for it; StoreError: its cache cannot be opened."""
         path = run.folder.path.resolve()
         return self.runner(
-            self.cache_beside(path), run=str(path), max_pixels=run.max_pixels, progress=run.progress
+            self.cache_beside(path), run=run.folder.payer, max_pixels=run.max_pixels, progress=run.progress
         )
 
     def cache_beside(self, path: Path) -> ResponseCache:

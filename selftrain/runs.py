@@ -12,7 +12,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from selftrain.rounds import RoundResult
 from selftrain.selection import Selector
 from selftrain.state import RoundLimits, Start
 from selftrain.store import checksums
+from selftrain.store.mirror import Mirror
 from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.verification.panel_check import PanelCheck, check_panel
 from selftrain.verification.rules import VerdictRule
@@ -64,6 +66,7 @@ def start(
     overrides: Sequence[str] = (),
     *,
     engine: Engine | None = None,
+    mirror: str | None = None,
 ) -> Run:
     """Return a run of `recipe` in the folder `out`; nothing is computed yet.
 
@@ -72,13 +75,14 @@ def start(
         out: The run folder; a run that is already there goes on if its recipe is the same.
         overrides: ``section.key=value``, for a recipe given by its path.
         engine: Who computes features, in place of the recipe's.
+        mirror: ``s3://BUCKET/PREFIX`` where the folder is kept too, see `selftrain.store.mirror`.
 
     Raises:
         RecipeError: The recipe cannot be understood.
     """
     if isinstance(recipe, Recipe):
-        return Run(out, recipe, engine=engine)
-    return Run(out, load_recipe(recipe, overrides), Path(recipe).name, engine=engine)
+        return Run(out, recipe, engine=engine, mirror=mirror)
+    return Run(out, load_recipe(recipe, overrides), Path(recipe).name, engine=engine, mirror=mirror)
 
 
 def run(
@@ -189,9 +193,11 @@ class Run:
         parts: None: those of the recipe.
         data: Posts in their splits; None: those that the recipe names.
         engine: Who computes features; None: whom the recipe names.
+        mirror: ``s3://BUCKET/PREFIX`` where the folder is kept too; None: nowhere.
 
     Attributes:
         folder: Where everything is written.
+        earlier: Rounds that were finished when `rounds` began, here or on another machine.
         stopped: Why `rounds` ended before the loop did: the token cap, or reviews that are missing. Empty
             otherwise.
     """
@@ -205,10 +211,12 @@ class Run:
         parts: building.Parts | None = None,
         data: SplitPosts | None = None,
         engine: Engine | None = None,
+        mirror: str | None = None,
     ) -> None:
         self._recipe, self._name, self._parts, self._data = recipe, name, parts, data
-        self._engine = engine
-        self.folder = RunFolder(out)
+        self._engine, self._mirror = engine, mirror
+        self.folder = RunFolder(out, kept_at=(mirror or "").rstrip("/"))
+        self.earlier = 0
         self.stopped = ""
 
     @property
@@ -246,7 +254,8 @@ class Run:
             SelftrainError, or an error of a leaf's tree: see their modules.
         """
         recipe, folder = self.recipe, self.folder
-        with folder.locked():
+        with folder.locked(), self._mirrored() as publish:
+            self.earlier = folder.finished()
             # ---- refuse another recipe before anything is computed ------------------------------------
             folder.check_recipe(recipe.model_dump(mode="json"))
             if recipe.threads:
@@ -274,7 +283,11 @@ class Run:
                 settings=building.build_settings(recipe), reviewers=reviewers,
             )  # fmt: skip
             try:
-                yield from self._logged(rounds)
+                # closed while the folder is held: what it writes at its end is kept too
+                with closing(self._logged(rounds)) as logged:
+                    for finished in logged:
+                        publish()
+                        yield finished
                 self.stopped = missing_reviews(folder) or ""
             except TokenCapError as error:
                 # no fault: what the recipe allows is spent, and the rounds that are finished stand
@@ -284,6 +297,17 @@ class Run:
                     panel.close()
                 if reviewers is not None:
                     reviewers.close()
+
+    def _mirrored(self) -> AbstractContextManager[Callable[[], None]]:
+        """Return what holds the mirror, and gives what brings it in line with the folder."""
+        if self._mirror is None:
+            return nullcontext(lambda: None)
+        if self.recipe.human.budget:
+            raise RecipeError(
+                f"human.budget is {self.recipe.human.budget}: people's reviews are a database in the run's"
+                " folder, which is not kept on object storage; go on without --mirror, on a shared disk"
+            )
+        return Mirror(self._mirror, self.folder.path).held()
 
     def estimate(self, *, progress: bool = False) -> RunCost | PanelCheck:
         """Estimate what the run's agents would cost, or, where that is nothing, what they are worth.
@@ -359,7 +383,7 @@ class Run:
             "splits": {n: len(getattr(corpus, n)) for n in ("labelled", "validation", "pool", "test")},
         }
 
-    def _logged(self, rounds: Iterator[RoundResult]) -> Iterator[RoundResult]:
+    def _logged(self, rounds: Iterator[RoundResult]) -> Generator[RoundResult]:
         """Yield `rounds`, each logged to TensorBoard and MLflow before; the report follows anyhow.
 
         A round that an earlier start finished is logged only if that start was killed before it could be.

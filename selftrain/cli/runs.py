@@ -44,6 +44,14 @@ def run_recipe(
             "--estimate",
         ),
     ] = False,
+    mirror: Annotated[
+        str | None,
+        option(
+            "Keep the run folder there too, after each round: the same command goes on from there on another"
+            " machine, one at a time.",
+            metavar="s3://BUCKET/PREFIX",
+        ),
+    ] = None,
     workers: options.Workers,
 ) -> None:
     """Run a recipe; a run that was interrupted goes on.
@@ -53,7 +61,7 @@ def run_recipe(
     """
     engine = workers.engine()
     if not estimate:
-        _run(recipe, out, overrides, engine)
+        _run(recipe, out, overrides, engine, mirror)
         return
     started = runs.start(recipe, out, overrides, engine=engine)
     for line in started.estimate(progress=sys.stderr.isatty()).lines(started.recipe.vlm.token_cap):
@@ -90,13 +98,19 @@ def quickstart_recipe() -> Path:
     )
 
 
-def _run(recipe: Path, out: Path, overrides: Sequence[str], engine: on_ray.OnRay | None = None) -> None:
-    started = runs.start(recipe, out, overrides, engine=engine)
-    earlier = run_dir.RunFolder(out).finished()
-    echo(f"{'going on with' if earlier else 'starting'} the run {out}")
+def _run(
+    recipe: Path,
+    out: Path,
+    overrides: Sequence[str],
+    engine: on_ray.OnRay | None = None,
+    mirror: str | None = None,
+) -> None:
+    started = runs.start(recipe, out, overrides, engine=engine, mirror=mirror)
+    going_on = "going on with" if started.folder.finished() else "starting"
+    echo(f"{going_on} the run {out}{f', kept at {mirror} too' if mirror else ''}")
     before: rounds.RoundResult | None = None
     for finished in started.rounds(progress=sys.stderr.isatty()):
-        echo(f"{finished}{'  (finished earlier)' if finished.number < earlier else ''}")
+        echo(f"{finished}{'  (finished earlier)' if finished.number < started.earlier else ''}")
         for line in (*rounds.trust_lines(finished, before), *rounds.cost_lines(finished)):
             echo(f"         | {line}")
         before = finished

@@ -133,8 +133,14 @@ class RunFolder:
     file of lines the line, and what to do.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, kept_at: str = "") -> None:
         self.path = Path(path)
+        self._kept_at = kept_at  # a mirror's address
+
+    @property
+    def payer(self) -> str:
+        """Under which name the run pays for answers: where it is kept, whichever machine works on it."""
+        return self._kept_at or str(self.path.resolve())
 
     # ---- opening ------------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ HEAVY = frozenset(
             "vllm",
             "ray",
             "psycopg",
+            "boto3",
+            "botocore",
             "aiohttp",
             "mlflow",
             "tensorboard",
