@@ -84,6 +84,17 @@ class Judgment:
         """Whether this is the case that the agent was told to make for a side, and no opinion of its own."""
         return "argues" in self.details
 
+    @property
+    def reasons(self) -> str:
+        """The rationale, after the clause of the policy that decides where the agent named one."""
+        clause = self.details.get("clause")
+        return f"[{clause}] {self.rationale}" if clause else self.rationale
+
+    @property
+    def reasoning(self) -> str:
+        """What a thinking model wrote before its answer; empty for others."""
+        return str(self.details.get("reasoning", ""))
+
     def log_probs(self, classes: Sequence[str]) -> tuple[float, ...] | None:
         """Return the log-probability that the agent gives each class; None where it gives none.
 

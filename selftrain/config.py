@@ -359,7 +359,8 @@ class ServersSection(Section):
     text_chars: int = Field(4000, ge=100)  # longer texts are cut, with a mark
     image_side: int = Field(768, ge=28, le=4096)  # pixels; pictures whose longest side is longer are scaled
     max_images: int = Field(16, ge=0, le=16)  # pictures of a post that are sent, at most
-    concurrency: int = Field(64, ge=1)  # calls under way for each endpoint, at most
+    # calls under way for each endpoint, at most; from 64 on, more as long as they bring more answers
+    concurrency: int = Field(1024, ge=1)
     timeout: float = Field(120, gt=0)  # seconds, of one try
     retries: int = Field(4, ge=0)  # of a call that brought no answer
     patience: float = Field(120, ge=0)  # seconds without any server before it gives up

@@ -186,9 +186,10 @@ class ModelServers(ServersSection):
         The `cache` of answers is not closed by it.
         """
         others = {role: (build_backend(model), model.manner()) for role, model in self.others().items()}
+        own, most = build_backend(self), self.concurrency * max(1, len(self.servers))
         return Runner(
-            build_backend(self), cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
-            max_images=self.max_images, width=self.concurrency * max(1, len(self.servers)),
+            own, cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
+            max_images=self.max_images, width=lambda: min(own.width(), most),
             manner=self.manner(), others=others, token_cap=self.token_cap,
             progress=bar if progress else None,
         )  # fmt: skip

@@ -52,6 +52,9 @@ class Model:
         tokens = (Token(head, -1.0, ()), chosen, Token(tail, 0.0, ())) if self.tokens else ()
         return Completion(text, "stop", Usage(100, 0, 0, 10), tokens)
 
+    def width(self) -> int:
+        return 64
+
     async def measure(self, request):
         raise NotImplementedError
 

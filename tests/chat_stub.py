@@ -118,6 +118,7 @@ class ChatStub:
         health: Statuses of the next /health; then 200.
         guarded: Whether every GET is refused for want of a key.
         most: Most POSTs that were under way at once.
+        ranks: Copies of the model that /metrics tells of; 0: there is no such path.
     """
 
     def __init__(self, *script, usual=answers, cards=None, version="1.2"):
@@ -127,7 +128,7 @@ class ChatStub:
         self.health, self.guarded = deque(), False
         self.received, self.gets = [], Counter()
         self.release = asyncio.Event()
-        self.most = self.port = self._now = 0
+        self.most = self.port = self._now = self.ranks = 0
         self._server = None
         self._tasks, self._changed = {}, asyncio.Condition()
 
@@ -210,6 +211,13 @@ class ChatStub:
             return response(200, {"version": self.version})
         if path == "/health":
             return response(self.health.popleft() if self.health else 200, b"")
+        if path == "/metrics" and self.ranks:
+            lines = [
+                f'vllm:num_requests_{what}{{engine="{rank}",model_name="tiny"}} 0.0'
+                for what in ("running", "waiting")
+                for rank in range(self.ranks)
+            ]
+            return response(200, "\n".join(["# TYPE vllm:num_requests_running gauge", *lines]).encode())
         return response(404, {"detail": "Not Found"})
 
     async def _notify(self, path=None):

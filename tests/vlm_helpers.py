@@ -71,9 +71,8 @@ def raw(text: str, finish: str = "stop", **more) -> Completion:
 
 def respelt(completion: Completion, request: ChatRequest) -> Completion:
     """A whole answer with its labels written as the schema of the request has them."""
-    written = {
-        value[2:]: value for value in request.schema["properties"]["label"]["enum"] if value[1:2] == " "
-    }
+    offered = ((request.schema or {}).get("properties") or {}).get("label", {}).get("enum", ())
+    written = {value[2:]: value for value in offered if value[1:2] == " "}
 
     def spell(text: str) -> str:
         for name, value in written.items():
@@ -110,9 +109,12 @@ class MemoryBackend:
         self.most_at_once = max(self.most_at_once, self.under_way)
         try:
             await asyncio.sleep(0)
-            return self.answer(request)
+            return respelt(self.answer(request), request)
         finally:
             self.under_way -= 1
+
+    def width(self) -> int:
+        return 64
 
     async def measure(self, request: ChatRequest) -> PromptSize:
         text = sum(len(words(request, i)) for i in range(len(request.messages))) // 4

@@ -62,16 +62,13 @@ class AnswerSchema:
 
     @cached_property
     def spelt(self) -> dict[str, str]:
-        """Label -> how the model writes it: with a code before it where two labels begin alike.
+        """Label -> how the model writes it: with a code before it, as long as there are codes.
 
-        A first character outside ASCII may share its first byte with another's, and tokens may end there.
+        Two labels may begin alike, a first character outside ASCII may share its first byte with another's,
+        and a vocabulary may join a label's first letter to the quote before it.
         """
-        heads = {label[:1] for label in self.labels}
-        plain = all(head.isascii() and head.isalnum() for head in heads)
-        if (plain and len(heads) == len(self.labels)) or len(self.labels) > len(_CODES):
-            spelt = {label: label for label in self.labels}
-        else:
-            spelt = {label: f"{code} {label}" for code, label in zip(_CODES, self.labels, strict=False)}
+        codes = _CODES if len(self.labels) <= len(_CODES) else ""
+        spelt = {label: f"{codes[n]} {label}" if codes else label for n, label in enumerate(self.labels)}
         order = (*reversed(self.classes), self.unsure) if self.reverse else self.labels
         return {label: spelt[label] for label in order}
 

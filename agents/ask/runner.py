@@ -55,7 +55,7 @@ class Runner:
         opener: Opens image files.
         image_side: Longest side of a picture, in pixels.
         max_images: Most pictures of a post that are sent, in order.
-        width: Posts under way at a time.
+        width: Posts under way at a time, or what returns it: it may change meanwhile.
         manner: How the model is asked.
         others: Role -> another model that answers whatever is asked of that role, and how it is asked.
         token_cap: Most tokens of the run in all its starts; None: any number.
@@ -71,7 +71,7 @@ class Runner:
         opener: Opener,
         image_side: int = 768,
         max_images: int = 16,
-        width: int = 64,
+        width: int | Callable[[], int] = 64,
         manner: Manner = USUAL,
         others: Mapping[str, tuple[Backend, Manner]] | None = None,
         token_cap: int | None = None,
@@ -82,7 +82,7 @@ class Runner:
         self._models = {DEFAULT: (backend, manner), **(others or {})}
         self._pictures = PictureLoader(opener, image_side)
         self._account = Account(cache, run, token_cap)
-        self._width = width
+        self._width = width if callable(width) else lambda: width
         self._progress = progress
         self._opening = asyncio.Lock()
         self._clients: dict[str, MeteredClient] = {}
@@ -208,25 +208,36 @@ class Runner:
         """
         results: dict[int, Result] = {}
         errors: list[Exception] = []
-        waiting = iter(range(len(items)))
+        waiting, under_way = iter(range(len(items))), 0
 
-        async def worker() -> None:
-            # one thread, no await between: each index goes to one worker
-            while not stopped.is_set() and (index := next(waiting, None)) is not None:
-                try:
-                    results[index] = await work(items[index])
-                except StoppedError:
-                    return  # what it would have bought is not bought any more
-                except Exception as error:
-                    errors.append(error)
-                    stop()
-                    return
-                if show is not None:
-                    show(self.usage())
+        def take_up(group: asyncio.TaskGroup) -> None:
+            nonlocal under_way
+            while (
+                not stopped.is_set()
+                and under_way < self._width()
+                and (index := next(waiting, None)) is not None
+            ):
+                under_way += 1
+                group.create_task(one(index, group))
+
+        async def one(index: int, group: asyncio.TaskGroup) -> None:
+            nonlocal under_way
+            try:
+                results[index] = await work(items[index])
+            except StoppedError:
+                return  # what it would have bought is not bought any more
+            except Exception as error:
+                errors.append(error)
+                stop()
+                return
+            finally:
+                under_way -= 1
+            if show is not None:
+                show(self.usage())
+            take_up(group)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._width, len(items))):
-                group.create_task(worker())
+            take_up(group)
         if errors:
             raise errors[0]
         if len(results) < len(items):

@@ -169,6 +169,10 @@ class Backend(Protocol):
         """Return the size of a prompt, without asking for an answer. Raises as `complete`."""
         ...
 
+    def width(self) -> int:
+        """Return how many posts are worth having under way now."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections or memory; requests under way are given up."""
         ...

@@ -2,7 +2,7 @@
 
 What a failure leads to:
 
-    429, 503, 408         the endpoint takes half as many calls; this call waits and tries again
+    429, 503, 408         the endpoint is sent half as many calls; this call waits and tries again
     no answer in time     the same
     an unreadable answer  this call tries again
     no connection, 5xx    the endpoint is down until a probe finds it well; its calls move on at once
@@ -31,6 +31,7 @@ from agents.client.base import ChatRequest, Completion, Identity, Message, Promp
 from agents.client.dialect import EVERYTHING, Dialect
 from agents.client.endpoints import MOST_BYTES, Endpoint, Failure, Key, OnEvent, now, plain_endpoint
 from agents.client.fleet import PROBE_SECONDS, Fleet
+from agents.client.limiter import START, open_connections
 from agents.client.messages import (
     BrokenAnswerError,
     ChatAnswer,
@@ -79,7 +80,7 @@ class ChatClient:
         model: Name that must be served; "": the only one that is.
         revision: Of the weights, as the user knows it; "": a fingerprint where they lie on this machine.
         key_variable: Environment variable that holds the API key.
-        maximum: Most calls in flight at one endpoint, >= 1.
+        maximum: Most calls in flight at one endpoint, >= 1; how many are worth it is found out (`Knee`).
         timeout: Seconds that one try may take.
         retries: Further tries after the first, >= 0.
         patience: Seconds that calls wait while no endpoint answers.
@@ -100,7 +101,7 @@ class ChatClient:
         model: str = "",
         revision: str = "",
         key_variable: str = "SELFTRAIN_API_KEY",
-        maximum: int = 64,
+        maximum: int = 1024,
         timeout: float = 120.0,
         retries: int = 4,
         patience: float = 120.0,
@@ -135,9 +136,10 @@ class ChatClient:
         """
         if self._fleet is not None or self._closed:
             raise RuntimeError("a chat client is opened once")
-        key = Key(self._key_variable)
+        key, number = Key(self._key_variable), len(self._urls)
+        most = max(1, min(self._maximum, open_connections(self._maximum * number) // number))
         self._fleet = Fleet(
-            [Endpoint(url, key, self._maximum, self._timeout) for url in self._urls], self._report,
+            [Endpoint(url, key, most, self._timeout) for url in self._urls], self._report,
             model=self._model, revision=self._revision, same=self._same, patience=self._patience,
             probe_delays=self._probe_delays, probe_seconds=min(self._timeout, PROBE_SECONDS),
         )  # fmt: skip
@@ -189,6 +191,11 @@ class ChatClient:
         if plain == request.messages:
             return PromptSize(whole, 0)
         return PromptSize(whole, whole - await self._count(plain, request.affinity))
+
+    def width(self) -> int:
+        """Return some more than the calls that may be in flight: for every free place there is one."""
+        limits = [one.limiter.limit for one in self.endpoints] or [min(START, self._maximum)]
+        return sum(limits) + sum(limits) // 4
 
     async def close(self) -> None:
         """Let go of everything; calls under way end with CallFailedError."""
@@ -270,7 +277,7 @@ class ChatClient:
     async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: Call[T]) -> T | Failure:
         """Send one request, and pass on what comes of it about the endpoint."""
         sent, times_up = now(), endpoint.times_up
-        came = await endpoint.exchange(call.path, call.body(), call.most_bytes, call.seconds)
+        came = await endpoint.exchange(call.path, call.body(), call.most_bytes, call.seconds, call.affinity)
         try:
             outcome: T | Failure = came if isinstance(came, Failure) else call.read(came, now() - sent)
         except BrokenAnswerError as error:

@@ -16,7 +16,7 @@ import re
 import socket
 import ssl
 import time
-from collections import deque
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from agents.client.base import Route, is_usable, route_to
+from agents.client.limiter import Limiter
 from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
@@ -37,6 +38,7 @@ is just being closed, a request fails and its endpoint looks dead."""
 SPARE_CONNECTIONS = 4  # for probes, beside the calls
 LONGEST_REASON = 600
 ELSEWHERE = "it sends us elsewhere: give the final URL"
+RANK_HEADER = "X-data-parallel-rank"  # by which vLLM is told the copy of the model
 _SECRET = 8  # characters of a key that is one
 MOST_BYTES = 8 << 20
 """Of a body where nothing else is said: a list of models may hold hundreds."""
@@ -129,82 +131,6 @@ class Key:
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 
 
-class Limiter:
-    """A limit on calls in flight that halves when the server is overloaded and grows back with successes.
-
-    A full round of successes (as many as the limit) adds one. Calls that were sent before the last cut say
-    nothing new when they fail too: a round of 64 refusals halves the limit once, not down to one.
-
-    Args:
-        maximum: Where the limit starts and what it never passes, >= 1.
-    """
-
-    def __init__(self, maximum: int) -> None:
-        if maximum < 1:
-            raise ValueError(f"a limit of {maximum} calls in flight: expected 1 or more")
-        self.in_flight = 0
-        self._line: deque[asyncio.Future[None]] = deque()  # those who wait for a place, in their order
-        self._maximum, self._limit, self._last_cut = maximum, float(maximum), float("-inf")
-
-    async def __aenter__(self) -> None:
-        """Wait for a place."""
-        if self.in_flight < self.limit and not self._line:
-            self.in_flight += 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
-        try:
-            await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._leave()  # it was given a place that it does not take any more
-            raise
-
-    async def __aexit__(self, *ended: object) -> None:
-        self._leave()
-
-    @property
-    def waiting(self) -> int:
-        """Calls in line."""
-        return sum(not turn.done() for turn in self._line)
-
-    @property
-    def limit(self) -> int:
-        """Most calls in flight now."""
-        return int(self._limit)
-
-    def succeeded(self) -> bool:
-        """Grow, and return whether `limit` changed."""
-        return self._set(min(float(self._maximum), self._limit + 1.0 / self._limit))
-
-    def overloaded(self, sent: float, now: float) -> bool:
-        """Halve unless the call was sent before the last cut, and return whether `limit` changed.
-
-        Both times are seconds of one clock; the call that met the overload was `sent` then.
-        """
-        if sent < self._last_cut:
-            return False
-        self._last_cut = now
-        return self._set(max(1.0, self._limit / 2.0))
-
-    def _set(self, limit: float) -> bool:
-        before, self._limit = self.limit, limit
-        self._admit()
-        return self.limit != before
-
-    def _leave(self) -> None:
-        self.in_flight -= 1
-        self._admit()
-
-    def _admit(self) -> None:
-        """Give free places to those who wait."""
-        while self._line and self.in_flight < self.limit:
-            turn = self._line.popleft()
-            if not turn.done():
-                self.in_flight += 1
-                turn.set_result(None)
-
-
 class Endpoint:
     """One server.
 
@@ -220,6 +146,7 @@ class Endpoint:
         self.up, self.reason = False, ""  # whether calls may be sent there, and why not: "URL: ..."
         self.since = now()  # when that changed last
         self.times_up = 0  # how often it came up: tells a failure of before from one of now
+        self.ranks = 1  # copies of the model behind it that can be chosen among
         self._flights: set[asyncio.Timeout] = set()  # of exchanges under way
         self.key, self._timeout = key, timeout
         self._route = route_to(url)
@@ -250,18 +177,21 @@ class Endpoint:
         body: bytes | None = None,
         most_bytes: int = MOST_BYTES,
         seconds: float = math.inf,
+        affinity: str = "",
     ) -> bytes | Failure:
         """Return what comes back from `path`, to `body` in JSON or to a GET, or how the exchange failed.
 
-        It may take `seconds`, and never more than the endpoint's timeout.
+        It may take `seconds`, and never more than the endpoint's timeout. Of one affinity, all go to the same
+        copy of the model, which has the beginning that they share in its cache.
         """
-        reply = await self.send(path, body, most_bytes, min(seconds, self._timeout))
+        rank = zlib.crc32(affinity.encode()) % self.ranks if affinity and self.ranks > 1 else None
+        reply = await self.send(path, body, most_bytes, min(seconds, self._timeout), rank)
         if isinstance(reply, Failure):
             return reply
         return reply.body if 200 <= reply.status < 300 else self._refused(reply, path)
 
     async def send(
-        self, path: str, body: bytes | None, most_bytes: int, seconds: float
+        self, path: str, body: bytes | None, most_bytes: int, seconds: float, rank: int | None = None
     ) -> HttpReply | Failure:
         """Return the answer of HTTP, whatever its status; see `exchange`."""
         import aiohttp
@@ -273,6 +203,7 @@ class Endpoint:
                 flight,
                 self._session.request(
                     method, self.url + path, data=body, proxy=self._route.proxy,
+                    headers=None if rank is None else {RANK_HEADER: str(rank)},
                     allow_redirects=False,  # it would send posts to a server that nobody named
                 ) as reply,
             ):  # fmt: skip

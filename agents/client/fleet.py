@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -229,9 +230,12 @@ class Fleet:
                 return version.reason
         body = None if isinstance(version, Failure) else version
         try:
-            return read_served(endpoint.url, models, body, self._model)
+            served = read_served(endpoint.url, models, body, self._model)
         except BrokenAnswerError as error:
             return endpoint.key.clean(f"{endpoint.url}: {error}")
+        if served.server.startswith("vllm"):
+            endpoint.ranks = _ranks(await self._get(endpoint, "/metrics"))
+        return served
 
     async def _get(self, endpoint: Endpoint, path: str) -> bytes | Failure:
         return await endpoint.exchange(path, seconds=self._probe_seconds)
@@ -283,6 +287,13 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         # an adapter's card has none
         context=card.max_model_len or (under.max_model_len if under else None) or 0,
     )
+
+
+def _ranks(metrics: bytes | Failure) -> int:
+    """Return how many copies of the model vLLM's figures tell of; 1 where it shows none."""
+    found = b"" if isinstance(metrics, Failure) else metrics
+    pattern = rb'^vllm:num_requests_running\{.*?\bengine="(\d+)"'
+    return max(1, len(set(re.findall(pattern, found, re.MULTILINE))))
 
 
 def _server_of(version: bytes | None) -> str:

@@ -7,6 +7,7 @@ memory      peak memory of the client with 1,000 and 100,000 candidates queued
 injections  labels turned by posts that give orders, beside as many words that give none
 labels      label probabilities through the tokenizers of published models: off, or absent
 client      requests a second of one client process, over a bare aiohttp client, on a stub
+knee        calls in flight that are found worth it, on a stub that serves 300 at once
 judge       accuracy, kappa, calibration of a small model as Reviewer and User on tweets, and its cost
 gain        what the loop gains from its answers over the labels alone, five seeds
 """
@@ -23,7 +24,8 @@ from runs.bench.study import Figure, Figures
 from selftrain.errors import DataError
 
 PARTS = (
-    "throughput", "cache", "reference", "memory", "injections", "labels", "client", "judge", "gain",
+    "throughput", "cache", "reference", "memory", "injections", "labels", "client", "knee", "judge",
+    "gain",
 )  # fmt: skip
 STUDY = "agents"
 
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             with _server(given, args.models / model, args.models) as address:
                 for part in asked:
                     _measure(part, address, args, figures)
-    for part in (one for one in missing if one in ("memory", "labels", "client")):
+    for part in (one for one in missing if one in ("memory", "labels", "client", "knee")):
         _measure(part, "", args, figures)
     print("\n".join(figures.table()))
     return 0
@@ -120,6 +122,8 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
             values = agents_labels.label_errors(args.seed)
         case "client":
             values = agents_client.speed(args.posts, args.repeats)
+        case "knee":
+            values = agents_client.knee()
         case _:
             values = agents_memory.growth()
     method = _method(part, args)

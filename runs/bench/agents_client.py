@@ -5,11 +5,15 @@ the client alone. Ours is the whole way of a post: prompts, keys, pictures, the 
 log-probabilities, the store on the disk. The bare one posts bodies that were made before, reads the answers
 and parses their JSON. Seconds of the processor that each takes a request are counted too: they do not depend
 on what else the machine does.
+
+The knee: a stub that serves `CAPACITY` calls at once, each in a second, and takes longer for each when it is
+sent more: how many the client sends it in the end, and what that brings over what it begins with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import multiprocessing
 import random
@@ -24,10 +28,13 @@ from typing import Any, NamedTuple
 
 from agents.ask.runner import Runner
 from agents.client.base import ChatRequest
+from agents.client.client import ChatClient
 from runs.bench.agents_speed import Recording
 from selftrain.data.posts import Post
 
 WIDTH = 64
+CAPACITY, SEARCHED = 300, 2_500
+"""Calls that the stub of the knee serves at once, and posts that are judged to find it."""
 _SIDE, _QUALITY = 768, 90
 _BYTES = 150_000
 KINDS = ("text", "picture")
@@ -49,7 +56,7 @@ def speed(posts: int, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder, _stub() as url:
         for kind in KINDS:
             made = _posts(kind, posts, Path(folder))
-            runner, recording = _runner(url, Path(folder) / f"{kind}.sqlite")
+            runner, recording = _runner(ChatClient([url], maximum=WIDTH), Path(folder) / f"{kind}.sqlite")
             first = _ours(runner, recording, made, 0)
             bodies = _bodies(recording.requests)
             pairs = []
@@ -76,6 +83,24 @@ def speed(posts: int, repeats: int) -> dict[str, float]:
     return values
 
 
+def knee() -> dict[str, float]:
+    """Return calls in flight and answers a second, where the search for more is off and after it."""
+    values = {"calls that the stub serves at once": float(CAPACITY)}
+    with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder, _stub(CAPACITY) as url:
+        posts = _posts("text", SEARCHED, Path(folder))
+        for name, most, searched in (("as it begins", WIDTH, 0), ("as it is found", 1024, SEARCHED)):
+            client = ChatClient([url], maximum=most)
+            runner, recording = _runner(client, Path(folder) / f"{most}.sqlite")
+            if searched:
+                _ours(runner, recording, posts, 0)
+            pace = _ours(runner, recording, posts[: SEARCHED // 5], 1)
+            values[f"calls in flight, {name}"] = float(client.endpoints[0].limiter.limit)
+            values[f"answers a second, {name}"] = pace.second
+            runner.close()
+            runner.cache.close()
+    return values
+
+
 def _posts(kind: str, count: int, folder: Path) -> list[Post]:
     """Return posts, each with a picture of its own where pictures are meant."""
     if kind == "text":
@@ -96,15 +121,14 @@ def _picture(path: Path, seed: int) -> Path:
         radius *= 1.1
 
 
-def _runner(url: str, store: Path) -> tuple[Runner, Recording]:
+def _runner(client: ChatClient, store: Path) -> tuple[Runner, Recording]:
     """Return what asks the stub, with a store of its own, and the requests that pass."""
     from agents.ask.cache import ResponseCache
-    from agents.client.client import ChatClient
     from backbones.images import open_image
 
-    recording = Recording(ChatClient([url], maximum=WIDTH))
+    recording = Recording(client)
     runner = Runner(
-        recording, ResponseCache(store), run="speed", width=WIDTH, image_side=_SIDE,
+        recording, ResponseCache(store), run="speed", width=client.width, image_side=_SIDE,
         opener=lambda path, side: open_image(path, target_size=side),
     )  # fmt: skip
     runner.identity()
@@ -170,11 +194,14 @@ class _Clock:
 
 
 @contextmanager
-def _stub() -> Iterator[str]:
-    """The address of a stub in a process of its own, for as long as the block runs."""
+def _stub(capacity: int = 0) -> Iterator[str]:
+    """The address of a stub in a process of its own, for as long as the block runs.
+
+    It answers at once, or, where it has a capacity, so many calls in a second each.
+    """
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, capacity), daemon=True)
     process.start()
     try:
         yield f"http://127.0.0.1:{ours.recv()}"
@@ -218,12 +245,26 @@ def _answer() -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _serve(ready: Connection) -> None:
-    """Answer every POST with the same completion, as fast as a socket takes it."""
-    asyncio.run(_serving(ready))
+def _serve(ready: Connection, capacity: int) -> None:
+    """Answer every POST with the same completion, as fast as a socket takes it or as the capacity allows."""
+    asyncio.run(_serving(ready, _Places(capacity) if capacity else None))
 
 
-async def _serving(ready: Connection) -> None:
+class _Places:
+    """So many calls are served at once, the others wait; what is short makes each a little slower."""
+
+    def __init__(self, capacity: int) -> None:
+        self._free = [0.0] * capacity  # when each place is free
+
+    def seconds(self, now: float) -> float:
+        """Return how long a call that came `now` takes."""
+        begins = max(now, self._free[0])
+        slower = (1.0 + max(0.0, begins - now)) ** 0.25
+        heapq.heapreplace(self._free, begins + slower)
+        return begins + slower - now
+
+
+async def _serving(ready: Connection, places: _Places | None) -> None:
     answer, models = _answer(), b'{"object":"list","data":[{"id":"stub","max_model_len":32768}]}'
 
     class Answering(asyncio.Protocol):
@@ -251,7 +292,12 @@ async def _serving(ready: Connection) -> None:
             status = b"404 Not Found" if b"/version" in line else b"200 OK"
             found = answer if line.startswith(b"POST") else models
             head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-            self._transport.write(head % (status, len(found)) + found)
+            whole = head % (status, len(found)) + found
+            if places is None or found is models:
+                self._transport.write(whole)
+            else:
+                loop = asyncio.get_running_loop()
+                loop.call_later(places.seconds(loop.time()), self._transport.write, whole)
 
     server = await asyncio.get_running_loop().create_server(Answering, "127.0.0.1", 0)
     ready.send(server.sockets[0].getsockname()[1])

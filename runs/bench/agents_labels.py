@@ -26,6 +26,9 @@ from selftrain.errors import DataError
 
 SCRIPTS = {
     "latin": "harmful harmless harm under offensive office odd one once only open our out over own",
+    # no two begin alike: these are written as they are, the others with a code before them
+    "plain": "hateful offensive toxic abusive insulting rude kind normal spam benign violent graphic cruel"
+    " divisive explicit fake joke lewd mocking quarrelsome",
     "arabic": "مسيء مسموح ساخر عدائي عادي مقبول مرفوض مضر محايد مهين ضار آمن مؤذ سليم خطر نافع",
     "devanagari": "हानिकारक हानिरहित अपमानजनक सामान्य व्यंग्य घृणा मित्रवत स्वीकार्य तटस्थ शत्रु खतरा सुरक्षित अच्छा बुरा",
     "han": "有害 无害 辱骂 正常 讽刺 仇恨 友好 可接受 不可接受 中立 敌对 危险 安全 好 坏 有毒",

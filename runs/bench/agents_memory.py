@@ -40,6 +40,9 @@ class _Answering:
         text = json.dumps({"rationale": "nothing to add", "label": "kind"})
         return Completion(text, "stop", Usage(_TOKENS - 10, 0, 0, 10))
 
+    def width(self) -> int:
+        return 64
+
     async def measure(self, request: ChatRequest) -> PromptSize:
         raise NotImplementedError("this backend measures nothing")
 

@@ -56,6 +56,9 @@ class Recording:
         self.requests.append(request)
         return await self._backend.complete(request)
 
+    def width(self) -> int:
+        return self._backend.width()
+
     async def measure(self, request: ChatRequest) -> PromptSize:
         return await self._backend.measure(request)
 

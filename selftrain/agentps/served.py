@@ -150,25 +150,32 @@ class ServedModel:
         return models[0]
 
     def _json(self, path: str, body: Any = None) -> dict[str, Any]:  # noqa: ANN401
-        url, key = self._endpoint + path, os.environ.get("SELFTRAIN_API_KEY", "")
-        for pause in (*_PAUSES, None):
-            reply = fetch(url, key, body, self._timeout, _MOST_BYTES)
-            passing = reply.status in (0, 408, 429) or reply.status >= 500
-            if not passing or pause is None:
-                break
-            time.sleep(pause)
-        if reply.status == 0:
-            raise ServingError(f"{url} does not answer as a vLLM server would ({reply.words}): is it up?")
-        if reply.status != 200:
-            raise ServingError(
-                f"{url} answered: {reply.words}. Expected a vLLM server started with {' '.join(FLAGS)}"
-            )
-        try:
-            return dict(json.loads(reply.body))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ServingError(
-                f"{url} answered with no JSON object ({error}): is it a vLLM server?"
-            ) from error
+        return ask_json(self._endpoint + path, body, self._timeout)
+
+
+def ask_json(url: str, body: Any = None, seconds: float = 120.0) -> dict[str, Any]:  # noqa: ANN401
+    """Return the JSON object that a server answers; what may pass is asked again, see `_PAUSES`.
+
+    Raises:
+        ServingError: It does not answer, refuses, or answers something else.
+    """
+    key = os.environ.get("SELFTRAIN_API_KEY", "")
+    for pause in (*_PAUSES, None):
+        reply = fetch(url, key, body, seconds, _MOST_BYTES)
+        passing = reply.status in (0, 408, 429) or reply.status >= 500
+        if not passing or pause is None:
+            break
+        time.sleep(pause)
+    if reply.status == 0:
+        raise ServingError(f"{url} does not answer as a vLLM server would ({reply.words}): is it up?")
+    if reply.status != 200:
+        raise ServingError(
+            f"{url} answered: {reply.words}. Expected a vLLM server started with {' '.join(FLAGS)}"
+        )
+    try:
+        return dict(json.loads(reply.body))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ServingError(f"{url} answered with no JSON object ({error}): is it a vLLM server?") from error
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def verdict_lines(verdict: Verdict) -> list[Text]:
         label = str(one.state) if one.label is None else f"{one.label} ({number(one.probability, 2)})"
         step = "alone" if one.step == 0 else f"after cross-review, step {one.step}"
         lines.append(_field(one.agent, f"{label}, {step}, state {one.state}", 2))
-        lines.append(plain(f"{'':14}{one.rationale or '(no rationale)'}", "dim"))
+        lines.append(plain(f"{'':14}{one.reasons or '(no rationale)'}", "dim"))
     return [*lines, *_decision(verdict)]
 
 

@@ -63,7 +63,8 @@ def gather_verdicts(
     shown = [_Shown(n, verdict, judged.posts.get(verdict.post_id)) for n, verdict in found[:MOST_RECORDS]]
     pictures = embed((path for one in shown if one.post for path in one.post.images), budget=budget)
     texts = [len(one.post.text) for one in shown if one.post]
-    rationales = [len(said.rationale) for one in shown for said in one.verdict.judgments]
+    judgments = [said for one in shown for said in one.verdict.judgments]
+    rationales = [len(words) for said in judgments for words in (said.reasons, said.reasoning)]
     lengths = fitting(LENGTHS, texts, rationales)
     names = _Names(classes)
     records = [_record(one, names, pictures, lengths, judged) for one in shown]
@@ -133,13 +134,13 @@ def _record(
 ) -> list[Any]:
     """Return [text or None, [[picture number or -1, name]], judgments, remark, posterior or None].
 
-    A judgment is [agent, step, state, class or -1, probability, rationale].
+    A judgment is [agent, step, state, class or -1, probability, reasons, thoughts before them].
     """
     text, rationale = lengths
     said = [
         [
             names.agent(each.agent), each.step, printable(str(each.state)), names.label(each.label),
-            each.probability, cut_text(each.rationale, rationale),
+            each.probability, cut_text(each.reasons, rationale), cut_text(each.reasoning, rationale),
         ]
         for each in one.verdict.judgments
     ]  # fmt: skip

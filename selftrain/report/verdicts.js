@@ -55,8 +55,8 @@
   // ---- one verdict ----
   const classifier = (i) => ["classifier", [
     step({ label: label(listing.label[i]), probability: listing.probability[i] })]];
-  const judged = ([, number, state, place, probability, words], earlier) => step({
-    label: place < 0 ? null : label(place), state, probability, words: words || "(no rationale)",
+  const judged = ([, number, state, place, probability, words, thoughts], earlier) => step({
+    label: place < 0 ? null : label(place), state, probability, words: words || "(no rationale)", thoughts,
     when: number === 0 ? "alone" : "after cross-review", changed: earlier && earlier[3] !== place,
   });
   const agents = (judgments) => listing.agents.map((name, agent) => {
@@ -107,7 +107,7 @@
     records: "verdicts", called: "verdicts", size: 100,
     words: (i, [text, images, judgments]) => [
       listing.id[i], text || "", listing.classes[listing.label[i]], ...images.map((one) => one[1]),
-      ...judgments.flatMap((one) => [one[5], one[3] < 0 ? one[2] : listing.classes[one[3]]]),
+      ...judgments.flatMap((one) => [one[5], one[6], one[3] < 0 ? one[2] : listing.classes[one[3]]]),
     ],
     filters: {
       "f-round": (i, wanted) => listing.round[i] === Number(wanted),

@@ -68,9 +68,7 @@ def _of_verdict(verdict: Verdict) -> Iterator[Opinion]:
     own = Statement(LABEL, verdict.classifier_label, verdict.classifier_probability, "")
     yield Opinion("classifier", (own,))
     for role, given in verdict.by_agent().items():
-        yield Opinion(
-            role, tuple(Statement(str(j.state), j.label, j.probability, j.rationale) for j in given)
-        )
+        yield Opinion(role, tuple(Statement(str(j.state), j.label, j.probability, j.reasons) for j in given))
     if (found := verdict.posterior) is not None:
         outcome = "learned" if found.probability >= found.threshold else "not learned"
         words = f"{outcome}: the threshold is {found.threshold:.2f}"

@@ -44,13 +44,14 @@ const shared = (() => {
   const chip = (text, kind, ...inside) => make("span", "chip " + kind, text, ...inside);
 
   // ---- what was said of a post: a label (an element) or why there is none, its probability, the reasons ----
-  const step = ({ label, state, probability, words, when, changed }) => {
+  const step = ({ label, state, probability, words, thoughts, when, changed }) => {
     const nothing = () => chip(state === "abstain" ? "abstained" : state, state === "failed" ? "bad" : "quiet");
     const sure = probability === null || probability === undefined ? null : figure(probability);
     const made = make("div", "step", make("div", "step-head", when && make("span", "when", when), label || nothing(),
       label && sure && make("span", "figure", sure), changed ? chip("changed its mind", "note") : null));
     if (words) made.append(isolate(make("p", "said", words)));
     else if (label && sure) made.append(meter(probability));
+    if (thoughts) made.append(make("details", "", make("summary", "faint", "thoughts before it"), isolate(make("p", "said faint", thoughts))));
     return made;
   };
   const parties = (all) => { // [name, elements]: what was said at the same step stands at the same height

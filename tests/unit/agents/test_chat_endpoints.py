@@ -88,6 +88,36 @@ def test_calls_of_one_affinity_go_to_one_endpoint():
     run(scenario())
 
 
+def test_calls_of_one_affinity_go_to_one_copy_of_the_model():
+    async def scenario():
+        stub = ChatStub()
+        stub.ranks = 4
+        async with connected(stub) as (client, _):
+            posts = [f"post {n}" for n in range(40)]
+            await asyncio.gather(*(client.complete(ask(post, affinity=post)) for post in posts * 3))
+            await client.complete(ask("whatever"))
+        ranks = {post: [] for post in [*posts, "whatever"]}
+        for sent in stub.received:
+            ranks[sent.text].append(sent.headers.get("x-data-parallel-rank"))
+        assert ranks.pop("whatever") == [None]
+        assert all(len(set(taken)) == 1 and len(taken) == 3 for taken in ranks.values())
+        assert {taken[0] for taken in ranks.values()} == {"0", "1", "2", "3"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("ranks", "version"), [(1, "0.32.0"), (0, "0.32.0"), (4, None)])
+def test_of_one_copy_or_another_server_none_is_named(ranks, version):
+    async def scenario():
+        stub = ChatStub(version=version)
+        stub.ranks = ranks
+        async with connected(stub) as (client, _):
+            await client.complete(ask(affinity="a post"))
+        assert "x-data-parallel-rank" not in stub.received[0].headers
+
+    run(scenario())
+
+
 def test_a_full_endpoint_holds_only_its_own_calls_up():
     async def scenario():
         full, free = await preferred("post", ChatStub(), ChatStub())

@@ -22,7 +22,7 @@ from chat_stub import (
     waits,
 )
 
-from agents.client.endpoints import Limiter
+from agents.client.limiter import Limiter
 from agents.errors import CallFailedError
 
 pytestmark = pytest.mark.filterwarnings("error")

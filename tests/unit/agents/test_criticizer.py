@@ -7,7 +7,7 @@ import math
 
 import pytest
 from PIL import Image
-from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, respelt, words
+from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
 from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 from agents.ask.answer_schema import perplexity
@@ -42,7 +42,7 @@ def answered(label, shares=None, rationale=None, logprob=-0.5):
 
 
 def running(folder, answer, **options):
-    backend = MemoryBackend(lambda request: respelt(answer(request), request))
+    backend = MemoryBackend(answer)
     return Runner(backend, ResponseCache(folder / "a.sqlite"), run="r", opener=opener, **options), backend
 
 
@@ -70,7 +70,10 @@ def test_an_annotation_is_a_label_its_share_and_reasons(tmp_path, reasoning):
     assert found.source == "vlm:model-a@rev1"
     schema = backend.requests[0].schema
     assert list(schema["properties"]) == (["rationale", "label"] if reasoning else ["label"])
-    assert schema["properties"]["label"] == {"type": "string", "enum": ["rude", "kind", "odd", "unsure"]}
+    assert schema["properties"]["label"] == {
+        "type": "string",
+        "enum": ["1 rude", "2 kind", "3 odd", "4 unsure"],
+    }
     runner.close()
     assert backend.closed == 1
 

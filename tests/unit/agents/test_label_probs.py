@@ -141,12 +141,14 @@ def test_where_too_few_alternatives_are_listed_there_is_none(script):
     assert found == [None] * 4
 
 
-def test_labels_that_begin_alike_get_a_code_each_and_others_stay_as_they_are():
+def test_each_label_has_a_code_before_it_as_long_as_there_are_codes():
     assert AnswerSchema(("rude", "kind"), "unsure").spelt == {
-        "rude": "rude",
-        "kind": "kind",
-        "unsure": "unsure",
+        "rude": "1 rude",
+        "kind": "2 kind",
+        "unsure": "3 unsure",
     }
+    lots = tuple(f"class {number}" for number in range(70))
+    assert [*AnswerSchema(lots, "unsure").spelt.values()] == [*lots, "unsure"]
     alike = AnswerSchema(("harmful", "harmless"), "unsure")
     assert list(alike.spelt.values()) == ["1 harmful", "2 harmless", "3 unsure"]
     assert alike.to_json()["properties"]["label"]["enum"] == list(alike.spelt.values())

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from PIL import Image
 from question_helpers import answered, ending, offered, wording
-from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, respelt, words
+from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
 from agents.ask.cache import ResponseCache
 from agents.ask.metering import Manner
@@ -169,7 +169,7 @@ def test_a_post_that_imitates_an_answer_stays_in_its_place(tmp_path, pictures, t
 
 def test_the_answer_its_probability_and_who_gave_it(tmp_path):
     answer = answered("food", {"food": 0.6, "sports": 0.3, "unsure": 0.1}, "a plate")
-    _, (given,) = ask(lambda request: respelt(answer, request), tmp_path, PostStub("a", "x"), THEME)
+    _, (given,) = ask(lambda request: answer, tmp_path, PostStub("a", "x"), THEME)
     assert (given.state, given.answer, given.rationale) == (State.LABEL, "food", "a plate")
     # what falls to unsure is left out and the rest scaled up to 1
     assert given.probs == pytest.approx({"food": 2 / 3, "sports": 1 / 3, "something else": 0.0})

@@ -160,6 +160,13 @@ def test_what_vllm_is_to_get_stands_behind_two_dashes(model, capsys):
     assert "'stray' follows MODEL: what is meant for vLLM stands after --" in capsys.readouterr().err
 
 
+def test_help_says_where_flags_of_vllm_stand(capsys):
+    assert main(["agents", "serve", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Flags of vLLM, after --: passed on as they are" in shown
+    assert "-- --max-num-batched-tokens 8192" in shown
+
+
 def test_help_lists_the_commands(capsys):
     assert main(["agents", "--help"]) == 0
     shown = capsys.readouterr().out

@@ -161,7 +161,7 @@ def test_schema_order_is_the_order_of_writing(name):
     schema = asked.to_json()
     order = {"label_first": ["label", "rationale"], "label_only": ["label"]}.get(name, ["rationale", "label"])
     assert list(schema["properties"]) == schema["required"] == order
-    assert schema["properties"]["label"]["enum"] == ["rude", "kind", "unsure"]
+    assert schema["properties"]["label"]["enum"] == ["1 rude", "2 kind", "3 unsure"]
     assert asked.limit == {"label_only": 0, "cot": 300}.get(name, 100)
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from report_helpers import PLAIN, judgment, lines, made, verdict
 
+from selftrain.cli.tables import verdict_lines
 from selftrain.report import run_page as report
 from selftrain.report import verdict_browser as browser
 from selftrain.report.post_history import JudgedPosts
@@ -197,6 +198,18 @@ def test_texts_are_cut_harder_when_all_together_would_be_too_long(tmp_path, monk
     assert text.endswith(" […]")
     assert len(text) <= 240 + 4
     assert len(said[0][5]) <= 160 + 4
+
+
+def test_the_clause_that_decides_and_thoughts_are_there_and_can_be_searched(tmp_path):
+    folder = made(tmp_path, PLAIN)
+    details = {"clause": "2. No insults.", "reasoning": "Hm. Whom does it name?"}
+    said = judgment(PLAIN, PLAIN["agent"], 0, PLAIN["positive"]) | {"details": details}
+    lines(folder.round_path(2) / "verdicts.jsonl", [verdict(PLAIN, "plain") | {"judgments": [said]}])
+    table = gathered(folder, {2: "kept"}).table
+    (_, _, (record,), *_) = json.loads(str(table.chunks[0]))[0]
+    assert record[5:] == [f"[2. No insults.] {PLAIN['rationale']}", "Hm. Whom does it name?"]
+    (shown,) = folder.verdicts(2)
+    assert f"[2. No insults.] {PLAIN['rationale']}" in "\n".join(map(str, verdict_lines(shown)))
 
 
 def test_json_for_a_page_refuses_what_is_not_json():

@@ -55,6 +55,9 @@ class Doubter:
         tokens = (Token(head, 0.0, ()), Token(answer, math.log(share), alternatives), Token(tail, 0.0, ()))
         return Completion(head + answer + tail, "stop", Usage(50, 0, 0, 5), tokens if self.tokens else ())
 
+    def width(self) -> int:
+        return 64
+
     async def measure(self, request):
         raise NotImplementedError
 
