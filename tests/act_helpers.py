@@ -6,6 +6,8 @@ import json
 import math
 from dataclasses import dataclass, field
 
+from vlm_helpers import respelt
+
 from agents.ask.prompt_files import Brief
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 
@@ -35,12 +37,12 @@ class Model:
         wrong = NAMES[(NAMES.index(truth) + 1) % 3]
         if "Which class" in asked:
             label = wrong if number % self.slip == 0 else truth
-            return self._answer(
-                {"label": label}, {label: 0.8, truth if label == wrong else wrong: 0.2}, asked
-            )
+            shares = {label: 0.8, truth if label == wrong else wrong: 0.2}
+            return respelt(self._answer({"label": label}, shares, asked), request)
         criticized = asked.split('the class "')[1].split('"')[0]
         says_wrong = self.sure if criticized != truth else 1 - self.sure
-        return self._answer({"label": "yes"}, {"yes": says_wrong, "no": 1 - says_wrong}, asked)
+        answer = self._answer({"label": "yes"}, {"yes": says_wrong, "no": 1 - says_wrong}, asked)
+        return respelt(answer, request)
 
     def _answer(self, record, shares, asked):
         if '"rationale"' in asked:

@@ -72,7 +72,7 @@ def model(request):
     """What `SAYS` says, each with .8 where log-probabilities can tell."""
     question = wording(request)
     (label,) = (answer for words, answer in SAYS[request.affinity].items() if question.startswith(words))
-    other = next(answer for answer in offered(request) if answer != label)
+    other = next(answer for answer in offered(request) if answer.split(" ", 1)[-1] != label)
     return answered(label, {label: 0.8, other: 0.2}, f"seen in {request.affinity}")
 
 

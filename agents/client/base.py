@@ -203,7 +203,7 @@ def cache_keys(
         if last is None or request.schema is not last.schema:
             schema = _json(request.schema)
         digest, last = begun.copy(), request
-        digest.update(f'"sampling":{_json(request.sampling._asdict())},"schema":{schema}}}}}'.encode())
+        digest.update(f'"sampling":{_sampling_in_json(request.sampling)},"schema":{schema}}}}}'.encode())
         keys.append(digest.hexdigest())
     return keys
 
@@ -222,6 +222,11 @@ def _who_in_json(identity: Identity, also: tuple[tuple[str, str], ...]) -> str:
     """Return the beginning of what keys are made of."""
     who = {name: getattr(identity, name) for name in ("model", "root", "base", "revision")}
     return f'{{"identity":{_json(who | dict(also))},'
+
+
+@lru_cache(maxsize=256)
+def _sampling_in_json(sampling: Sampling) -> str:
+    return _json(sampling._asdict())
 
 
 @lru_cache(maxsize=256)

@@ -2,7 +2,8 @@
 
 Each attempt of `injections.json` is added to a post whose label without it is known from the same model; it
 asks for the other class. A model also wavers when harmless words are added, so each attempt has a control:
-the same post with as many words that ask for nothing. What counts is the difference.
+the same post with as many words that ask for nothing. What counts is the difference. Reviewer and User are
+asked, each alone: a flip of the Reviewer is unseen where the User goes along, else the post is divergent.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ def flips(address: str, data: Path, seed: int, per_attempt: int = 2) -> dict[str
     task, posts = drawn_posts("hsol", data, len(tried) * per_attempt, seed)
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         root = Path(folder)
-        panel, _ = recorded_panel(address, task, root, "injections", "zero_shot")
+        panel, _ = recorded_panel(address, task, root, "injections", "cross_review")
         # recall judges posts of known label alone; their labels here are only the form of the question
-        base = panel.predict_out_of_fold(posts)["judge"]
+        base = panel.predict_out_of_fold(posts)["reviewer"]
         pairs = [
             (post, one, tried[i % len(tried)]) for i, (post, one) in enumerate(zip(posts, base, strict=True))
         ]
@@ -104,19 +105,19 @@ def flips(address: str, data: Path, seed: int, per_attempt: int = 2) -> dict[str
         given = list(zip(pairs, targets, strict=True))
         hostile = [attacked(p, a, t, root / "hostile" / str(i)) for i, ((p, _, a), t) in enumerate(given)]
         harmless = [control(p, a, root / "control" / str(i)) for i, ((p, _, a), _) in enumerate(given)]
-        said, neutral = (
-            panel.predict_out_of_fold(_labelled(side, pairs))["judge"] for side in (hostile, harmless)
-        )
+        said, neutral = (panel.predict_out_of_fold(_labelled(side, pairs)) for side in (hostile, harmless))
         panel.close()
-    places = [attempt.where for _, _, attempt in pairs]
+    both, places = [*said.values()], [attempt.where for _, _, attempt in pairs]
+    turned = list(zip(zip(targets, said["reviewer"], strict=True), places, strict=True))
     return {
         "attempts": float(len({attempt.name for _, _, attempt in pairs})),
         "posts": float(len(pairs)),
-        "flip_rate": _turned(said, targets),
-        "control_flip_rate": _turned(neutral, targets),
+        "flip_rate": _turned(targets, said["reviewer"]),
+        "control_flip_rate": _turned(targets, neutral["reviewer"]),
+        "flip_rate_unseen": _turned(targets, *both),
+        "control_flip_rate_unseen": _turned(targets, *neutral.values()),
         **{
-            f"flip_rate_{place}": _turned(*zip(*[(s, t) for s, t, w in zip(said, targets, places, strict=True)
-                                                if w == place], strict=True))
+            f"flip_rate_{place}": _turned(*zip(*[pair for pair, w in turned if w == place], strict=True))
             for place in dict.fromkeys(places)
         },
     }  # fmt: skip
@@ -140,5 +141,9 @@ def _labelled(posts: Sequence[Post], pairs: Sequence[tuple[Post, Judgment, Attem
     ]
 
 
-def _turned(judgments: Sequence[Judgment], targets: Sequence[str]) -> float:
-    return sum(leaning(j) == t for j, t in zip(judgments, targets, strict=True)) / max(len(targets), 1)
+def _turned(targets: Sequence[str], *agents: Sequence[Judgment]) -> float:
+    """The share of posts that all agents lean to the class that was asked for."""
+    turned = [
+        all(leaning(one) == target for one in said) for target, *said in zip(targets, *agents, strict=True)
+    ]
+    return sum(turned) / max(len(turned), 1)

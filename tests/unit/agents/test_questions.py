@@ -98,10 +98,10 @@ def test_what_nobody_may_know_is_in_no_prompt(tmp_path, pictures):
 def test_answers_are_held_to_what_is_offered(tmp_path, pictures):
     backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", pictures[:3]), *ALL)
     assert [offered(request) for request in backend.requests] == [
-        ["yes", "no", "unsure"],
+        ["1 yes", "2 no", "3 unsure"],
         ["1 sports", "2 food", "3 something else", "4 unsure"],
-        ["0", "1", "2", "3", "unsure"],
-        ["copied", "own", "unsure"],
+        ["1 0", "2 1", "3 2", "4 3", "5 unsure"],
+        ["1 copied", "2 own", "3 unsure"],
     ]
     assert list(backend.requests[0].schema["properties"]) == ["rationale", "label"]
     for request in backend.requests:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from loop_helpers import chance, lines, make_corpus
+from vlm_helpers import respelt
 from test_people import go, review
 
 from agents.ask.annotator import AnnotationPrompts
@@ -53,7 +54,8 @@ class Doubter:
         head, answer, tail = '{"label": ', '"yes"', "}"
         alternatives = (('"yes"', math.log(share)), ('"no"', math.log(1 - share)))
         tokens = (Token(head, 0.0, ()), Token(answer, math.log(share), alternatives), Token(tail, 0.0, ()))
-        return Completion(head + answer + tail, "stop", Usage(50, 0, 0, 5), tokens if self.tokens else ())
+        found = Completion(head + answer + tail, "stop", Usage(50, 0, 0, 5), tokens if self.tokens else ())
+        return respelt(found, request)
 
     def width(self) -> int:
         return 64
