@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 from loop_helpers import chance, lines, make_corpus
-from vlm_helpers import respelt
 from test_people import go, review
+from vlm_helpers import respelt
 
 from agents.ask.annotator import AnnotationPrompts
 from agents.ask.cache import ResponseCache
