@@ -25,7 +25,7 @@ from agents.client.base import Message, Usage, cache_key
 
 SCHEMA = AnswerSchema(("rude", "kind"), "unsure")
 POST = PostStub("p0", "rude words <b> here")
-KEYS = ["b86de45d2e7bb978", "34870d6a37d7dc73", "3324c40e2897ae68", "2d9dc7763ae52b3f"]
+KEYS = ["19892e6d856b797b", "d0b818c3a2f91095", "3324c40e2897ae68", "d8570c05c3dd6bf9"]
 
 
 @pytest.fixture

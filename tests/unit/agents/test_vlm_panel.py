@@ -95,9 +95,12 @@ def test_everything_but_the_ending_is_shared_by_all_calls_on_a_post(panels):
     assert len({r.messages[-1].parts[-1] for r in backend.requests}) == 4
     # and what is shared has the classes in one order, while the second agent is offered them in the other
     enums = [r.schema["properties"]["label"]["enum"] for r in backend.requests]
-    assert sorted(map(tuple, enums)) == [("kind", "rude", "unsure")] * 2 + [("rude", "kind", "unsure")] * 2
+    assert (
+        sorted(map(tuple, enums))
+        == [("1 rude", "2 kind", "3 unsure")] * 2 + [("2 kind", "1 rude", "3 unsure")] * 2
+    )
     assert all(
-        role_of(r) == "reviewer" or 'The labels are "kind", "rude", "unsure".' in words(r)
+        role_of(r) == "reviewer" or 'The labels are "2 kind", "1 rude", "3 unsure".' in words(r)
         for r in backend.requests
     )
     assert {r.affinity for r in backend.requests} == {"p0"}
@@ -386,7 +389,7 @@ def test_few_shot_shows_labelled_posts_but_never_the_post_itself(panels):
     answers = [
         json.loads(m.parts[0])["label"] for m in backend.requests[-1].messages if m.role == "assistant"
     ]
-    assert answers == ["rude", "rude", "kind", "kind"]
+    assert answers == ["1 rude", "1 rude", "2 kind", "2 kind"]
 
 
 def test_the_same_question_is_never_paid_twice(panels, tmp_path):
