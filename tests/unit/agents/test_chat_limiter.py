@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from agents.client.limiter import START, Limiter
+from agents.client import limiter as limiting
+from agents.client.limiter import START, Limiter, open_connections
 
 
 class Server:
@@ -86,3 +87,22 @@ def test_a_step_that_the_server_refuses_is_taken_back():
     assert server.refused > 0
     assert max(limits[-5000:]) <= 305
     assert limits[-1] >= 200
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed", "raised"),
+    [
+        (1024, 1_048_576, 1024, [(2048, 1_048_576)]),
+        (1024, -1, 1024, [(2048, -1)]),
+        (1024, 1500, 750, [(1500, 1500)]),
+        (65_536, 65_536, 1024, []),
+        (-1, -1, 1024, []),
+    ],
+)
+def test_connections_fit_in_half_of_the_files_that_may_be_open(monkeypatch, soft, hard, allowed, raised):
+    assert limiting.resource.RLIM_INFINITY == -1
+    limits = []
+    monkeypatch.setattr(limiting.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(limiting.resource, "setrlimit", lambda _, pair: limits.append(pair))
+    assert open_connections(1024) == allowed
+    assert limits == raised

@@ -67,6 +67,23 @@ def test_results_come_in_the_order_of_the_posts(running):
     assert {one.source for one in found} == {"vlm:model-a@rev1"}
 
 
+def test_posts_are_taken_up_as_their_number_allows_at_the_moment(running):
+    allowed, seen = [2], []
+    runner, backend = running(width=lambda: allowed[0])
+    asking = ask_about(runner)
+
+    async def work(post):
+        if post.id in ("p10", "p40"):
+            seen.append(backend.most_at_once)
+            backend.most_at_once, allowed[0] = 0, {"p10": 6, "p40": 1}[post.id]
+        return await asking(post)
+
+    assert len(runner.map("posts", posts(60), work)) == 60
+    assert seen == [2, 6]
+    assert backend.most_at_once <= 6
+    assert backend.under_way == 0
+
+
 def test_a_notebook_with_a_running_loop_can_ask(running):
     runner, _ = running()
 
