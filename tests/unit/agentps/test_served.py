@@ -19,7 +19,7 @@ def asked(*script, monkeypatch, usual=None):
     async def scenario():
         stub = await ChatStub(*script, usual=usual or says({"data": [7]})).start()
         try:
-            found.append(await asyncio.to_thread(served.ask_json, f"{stub.url}/pooling", {"input": []}, 5.0))
+            found.append(await asyncio.to_thread(served.ask_json, f"{stub.url}/pooling", {"input": []}, 30.0))
         except ServingError as error:
             found.append(str(error))
         found.append(len(stub.received))

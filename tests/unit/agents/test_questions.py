@@ -318,7 +318,7 @@ def test_a_users_file_replaces_the_built_in_one(tmp_path):
     (folder / "question.choice.txt").write_text("Tell me: $wording ($labels, $unsure)")
     backend, _ = ask(first_offered, tmp_path, PostStub("a", "x"), RELEVANT, THEME, prompts=folder)
     assert ending(backend.requests[0]).strip() == (
-        'Tell me: Do words and pictures fit? ("yes", "no", "unsure", unsure)'
+        'Tell me: Do words and pictures fit? ("1 yes", "2 no", "3 unsure", 3 unsure)'
     )
 
 

@@ -203,11 +203,13 @@ def test_texts_are_cut_harder_when_all_together_would_be_too_long(tmp_path, monk
 def test_the_clause_that_decides_and_thoughts_are_there_and_can_be_searched(tmp_path):
     folder = made(tmp_path, PLAIN)
     details = {"clause": "2. No insults.", "reasoning": "Hm. Whom does it name?"}
-    said = judgment(PLAIN, PLAIN["agent"], 0, PLAIN["positive"]) | {"details": details}
-    lines(folder.round_path(2) / "verdicts.jsonl", [verdict(PLAIN, "plain") | {"judgments": [said]}])
+    judged = verdict(PLAIN, "plain")
+    judged["judgments"][0]["details"] = details
+    lines(folder.round_path(2) / "verdicts.jsonl", [judged])
     table = gathered(folder, {2: "kept"}).table
-    (_, _, (record,), *_) = json.loads(str(table.chunks[0]))[0]
+    _, _, (record, *others), *_ = json.loads(str(table.chunks[0]))[0]
     assert record[5:] == [f"[2. No insults.] {PLAIN['rationale']}", "Hm. Whom does it name?"]
+    assert {(one[5], one[6]) for one in others} == {(PLAIN["rationale"], "")}
     (shown,) = folder.verdicts(2)
     assert f"[2. No insults.] {PLAIN['rationale']}" in "\n".join(map(str, verdict_lines(shown)))
 
