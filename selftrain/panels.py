@@ -189,7 +189,7 @@ class ModelServers(ServersSection):
         own, most = build_backend(self), self.concurrency * max(1, len(self.servers))
         return Runner(
             own, cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
-            max_images=self.max_images, width=lambda: min(own.width(), most),
+            max_images=self.max_images, width=most, worth=own.width,
             manner=self.manner(), others=others, token_cap=self.token_cap,
             progress=bar if progress else None,
         )  # fmt: skip

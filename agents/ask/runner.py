@@ -55,7 +55,8 @@ class Runner:
         opener: Opens image files.
         image_side: Longest side of a picture, in pixels.
         max_images: Most pictures of a post that are sent, in order.
-        width: Posts under way at a time, or what returns it: it may change meanwhile.
+        width: Posts under way at a time, at most.
+        worth: Returns how many of them are worth it at the moment; None: all.
         manner: How the model is asked.
         others: Role -> another model that answers whatever is asked of that role, and how it is asked.
         token_cap: Most tokens of the run in all its starts; None: any number.
@@ -71,7 +72,8 @@ class Runner:
         opener: Opener,
         image_side: int = 768,
         max_images: int = 16,
-        width: int | Callable[[], int] = 64,
+        width: int = 64,
+        worth: Callable[[], int] | None = None,
         manner: Manner = USUAL,
         others: Mapping[str, tuple[Backend, Manner]] | None = None,
         token_cap: int | None = None,
@@ -82,7 +84,7 @@ class Runner:
         self._models = {DEFAULT: (backend, manner), **(others or {})}
         self._pictures = PictureLoader(opener, image_side)
         self._account = Account(cache, run, token_cap)
-        self._width = width if callable(width) else lambda: width
+        self._width, self._worth = width, worth or (lambda: width)
         self._progress = progress
         self._opening = asyncio.Lock()
         self._clients: dict[str, MeteredClient] = {}
@@ -214,7 +216,7 @@ class Runner:
             nonlocal under_way
             while (
                 not stopped.is_set()
-                and under_way < self._width()
+                and under_way < min(self._width, self._worth())
                 and (index := next(waiting, None)) is not None
             ):
                 under_way += 1

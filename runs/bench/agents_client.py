@@ -128,7 +128,7 @@ def _runner(client: ChatClient, store: Path) -> tuple[Runner, Recording]:
 
     recording = Recording(client)
     runner = Runner(
-        recording, ResponseCache(store), run="speed", width=client.width, image_side=_SIDE,
+        recording, ResponseCache(store), run="speed", width=2048, worth=client.width, image_side=_SIDE,
         opener=lambda path, side: open_image(path, target_size=side),
     )  # fmt: skip
     runner.identity()
@@ -259,7 +259,7 @@ class _Places:
     def seconds(self, now: float) -> float:
         """Return how long a call that came `now` takes."""
         begins = max(now, self._free[0])
-        slower = (1.0 + max(0.0, begins - now)) ** 0.25
+        slower: float = (1.0 + max(0.0, begins - now)) ** 0.25
         heapq.heapreplace(self._free, begins + slower)
         return begins + slower - now
 

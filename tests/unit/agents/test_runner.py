@@ -69,7 +69,7 @@ def test_results_come_in_the_order_of_the_posts(running):
 
 def test_posts_are_taken_up_as_their_number_allows_at_the_moment(running):
     allowed, seen = [2], []
-    runner, backend = running(width=lambda: allowed[0])
+    runner, backend = running(worth=lambda: allowed[0])
     asking = ask_about(runner)
 
     async def work(post):
