@@ -27,7 +27,7 @@ from agents.client.base import (
     Usage,
     cache_keys,
 )
-from agents.errors import JudgmentError, ServerRefusedError
+from agents.errors import JudgmentError, ServerRefusedError, StoreError
 
 RETRY_TEMPERATURE = 0.7
 """Of attempts after the first: at 0 the model would write the same unusable answer again."""
@@ -324,5 +324,9 @@ class MeteredClient:
             cached = CachedAnswer(answer.to_json(), completion.text, completion.finish, usage, seconds)
             row = kept_row(key, cached, note)
         # nobody gets the answer before it is on the disk: what is acted on is never paid for again
-        await account.keeper.keep(row)
+        try:
+            await account.keeper.keep(row)
+        except StoreError:
+            account.stopped = True  # before its place is free: the next answer could not be kept either
+            raise
         return answer
