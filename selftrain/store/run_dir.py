@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,6 @@ from filelock import FileLock, Timeout
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
-from selftrain._util.files import read_toml
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
@@ -248,13 +248,13 @@ class RunFolder:
         """Return the resolved recipe."""
         checksums.check(self.recipe_path)
         try:
-            return read_toml(self.recipe_path)
+            return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunStateError(
                 f"{self.path} is not a run folder: it has no recipe.toml."
                 " `selftrain run RECIPE --out DIR` makes one"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunStateError(
                 f"{self.recipe_path} cannot be read ({error}): the run folder is damaged"
             ) from error

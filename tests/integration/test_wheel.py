@@ -110,8 +110,8 @@ def test_quickstart_runs_from_any_folder(environment, tmp_path):
 
 # ---- the lower ends of the dependencies ------------------------------------------------------------------
 
-# what needs neither the benchmarks nor packages that are for development alone
-UNITS = ("data", "losses", "models", "store", "verification")
+# what needs neither the benchmarks nor an extra nor packages that are for development alone
+UNITS = ("losses", "store", "verification")
 
 
 @pytest.fixture(scope="module")
