@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
+from itertools import islice
 
 # controls (C0, C1, DEL), invisible formats (bidirectional overrides among them), lone surrogates, what has no
 # meaning assigned, and the two Unicode line ends
@@ -29,6 +31,12 @@ def shorten(value: object) -> str:
     """Shorten `value` as a message can carry it."""
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def first_of(names: Collection[str]) -> str:
+    """Show the first dozen names as a list, each shortened: a header may be as long as its file."""
+    shown = [shorten(name) for name in islice(names, 12)]
+    return f"[{', '.join(shown)}{', ...' if len(names) > len(shown) else ''}]"
 
 
 def printable_lines(text: str) -> str:

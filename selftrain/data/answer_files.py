@@ -17,7 +17,7 @@ from typing import Any
 from agents.errors import ReplayError
 from agents.judgment import Judgment, State
 from agents.replayed import source_of
-from selftrain._util.printable import shorten
+from selftrain._util.printable import first_of, shorten
 from selftrain.data.tables import fold, open_table
 from selftrain.data.values import Names, RowError, odd_signs, only_one, text_of
 from selftrain.errors import ManifestError
@@ -47,7 +47,7 @@ def _read(path: Path, names: Names) -> dict[str, Judgment]:
     table = open_table(path)
     header = {fold(name) for name in table.columns or ()}
     if table.columns is not None and not {"id", "label"} <= header:
-        raise ReplayError(f"{path} has the columns {list(table.columns)}; {_EXPECTED}")
+        raise ReplayError(f"{path} has the columns {first_of(table.columns)}; {_EXPECTED}")
     found: dict[str, Judgment] = {}
     lines: dict[str, int] = {}
     for row in table.rows:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.printable import first_of
 from selftrain.data.tables import fold
 from selftrain.errors import ManifestError
 
@@ -136,7 +137,7 @@ class Columns:
 
     def _check_header(self, path: Path, header: Sequence[str]) -> None:
         fields = {self.field(name)[0] for name in header} | set(self._given.values())
-        shown = list(header)[:12]
+        shown = first_of(header)
         missing = sorted(one for one in self.missing if one.split(".")[0] not in header)
         if missing:
             raise ManifestError(f"{path} has no column {missing[0]!r}: it has {shown}; correct --column")

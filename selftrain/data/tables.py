@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from selftrain._util.files import MAX_DEPTH, check_regular, is_deep, text_encoding
-from selftrain._util.printable import shorten
+from selftrain._util.printable import first_of, shorten
 from selftrain._util.spreadsheet import unescape
 from selftrain.errors import ManifestError
 
@@ -561,13 +561,12 @@ def check_names(path: Path, names: Sequence[str]) -> None:
     """Refuse column names that cannot be read, or told apart."""
     if any(not name.isprintable() for name in names):
         raise ManifestError(
-            f"{path} has the columns {shorten(list(names)[:12])}; expected readable names in UTF-8: correct"
-            " the header"
+            f"{path} has the columns {first_of(names)}; expected readable names in UTF-8: correct the header"
         )
     double = sorted(name for name, count in Counter(names).items() if count > 1)
     if double:
         raise ManifestError(
-            f"{path} has the columns {double} more than once; expected each once: rename them"
+            f"{path} has the columns {first_of(double)} more than once; expected each once: rename them"
         )
 
 
@@ -576,24 +575,24 @@ def _check_one_table(path: Path, columns: Sequence[str], starts: Sequence[str]) 
     quoted = [name for name in columns if name[:1] in _QUOTES and name[-1:] in _QUOTES]
     if _USUAL & {fold(name.strip(_QUOTES)) for name in quoted}:
         raise ManifestError(
-            f"{path} has the columns {list(columns)[:12]}: cells are quoted by signs that are none of CSV's;"
+            f"{path} has the columns {first_of(columns)}: cells are quoted by signs that are none of CSV's;"
             " write double quotes around them, or nothing"
         )
     if _USUAL & {fold(name) for name in columns}:
         return
     if len(columns) == 1 and len(_names_in(columns[0], _delimiter(columns[0]))) > 1:
         raise ManifestError(
-            f"{path} has one column, {columns[0]!r}: whole lines stand in quotes; take these quotes away"
+            f"{path} has one column, {shorten(columns[0])}: whole lines stand in quotes; take these away"
         )
     words = [fold(one) for one in re.split(r"\W+", " ".join(columns))]
     if len(columns) == 1 and len(_USUAL.intersection(words)) > 1:
         raise ManifestError(
-            f"{path} has one column, {columns[0]!r}: separate cells by a comma, semicolon, tab or bar"
+            f"{path} has one column, {shorten(columns[0])}: separate cells by a comma, semicolon, tab or bar"
         )
     for number, line in enumerate(starts[1:10], 2):
         if len(_names_in(line, _delimiter(line))) > 1:
             raise ManifestError(
-                f"{path} has the columns {list(columns)[:12]}, and line {number} looks like the header:"
+                f"{path} has the columns {first_of(columns)}, and line {number} looks like the header:"
                 " remove what stands before it"
             )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.printable import first_of
 from selftrain.data.importers.base import Importer, Record, Source, class_of, find_file, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
@@ -44,7 +45,9 @@ def read(source: Path) -> Source:
 def _records(path: Path) -> Iterator[Record | Problem]:
     columns = open_table(path).columns or ()
     if not set(columns) >= _COLUMNS:
-        raise ManifestError(f"{path} has the columns {columns}; expected {sorted(_COLUMNS)} among them")
+        raise ManifestError(
+            f"{path} has the columns {first_of(columns)}; expected {sorted(_COLUMNS)} among them"
+        )
 
     def record(line: int, fields: dict[str, Any]) -> Record | Problem:
         index = fields.pop("column 1", "") or str(line)

@@ -12,7 +12,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal, InvalidOperatio
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain._util.printable import shorten
+from selftrain._util.printable import first_of, shorten
 from selftrain._util.spreadsheet import NUMBER, unescape
 from selftrain.data.tables import LISTED, Table, fold, open_table
 from selftrain.data.values import Names
@@ -164,7 +164,7 @@ def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
     names = {fold(name): name for name in table.columns or ()}
     if not {"post_id", "label"} <= set(names):
         raise ExchangeError(
-            f"the table has the columns {list(names.values())}: expected post_id and label among them, as"
+            f"the table has the columns {first_of(names.values())}: expected post_id and label among them, as"
             " `selftrain review export --to csv` writes them"
         )
     for row in table.rows:
