@@ -71,19 +71,18 @@ def note_round(root: Path, folder: Path, last: Mapping[str, str]) -> None:
 def check(file: Path) -> None:
     """Refuse a file that is not as it was written; one of a folder that notes nothing of it is let pass.
 
-    Something else in its place is refused in any case: a FIFO would block whoever opens it.
+    Something else in its place is refused too: a FIFO would block whoever opens it.
     """
-    if file.exists() and not file.is_file():
-        raise RunStateError(
-            f"{file} is damaged: it is no regular file. Remove it. What to do then:"
-            f" {_remedy(file.parent, file.name)}"
-        )
     for root in (file.parent, file.parent.parent.parent):
         if (root / FILE).exists():
             name = file.relative_to(root).as_posix()
             break
     else:
         return
+    if file.exists() and not file.is_file():
+        raise RunStateError(
+            f"{file} is damaged: it is no regular file. Remove it. What to do then: {_remedy(root, name)}"
+        )
     try:
         found = digest_of(file)
     except OSError as error:
