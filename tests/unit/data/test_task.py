@@ -119,3 +119,8 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, text, message):
 def test_a_missing_file_is_a_task_error(tmp_path):
     with pytest.raises(TaskError, match="No such file"):
         load_task(tmp_path / "none.toml")
+
+
+def test_a_folder_in_the_place_of_a_task_is_no_damage(tmp_path):
+    with pytest.raises(TaskError, match=r"no task could be read from .*: it is a folder"):
+        load_task(tmp_path)
