@@ -526,7 +526,7 @@ def test_another_precision_in_the_same_process_says_what_to_do(cpu):
     ("spoil", "error", "words"),
     [
         (lambda row: row | {"process": {}}, DataError, "no post answers the question 'insult'"),
-        (lambda row: row | {"label": "kind"}, DataError, "expected some of it and some of another class"),
+        (lambda row: row | {"label": "kind"}, DataError, "expected at least 1 of each class"),
     ],
 )
 def test_data_that_cannot_do_is_refused_before_a_base_model_is_looked_for(tmp_path, spoil, error, words):

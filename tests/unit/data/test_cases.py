@@ -455,7 +455,7 @@ def test_columns_of_a_recipe_are_read_by_every_command_that_takes_one(tmp_path, 
     count(kind, READ, status == 0 and TEXTS[0] in shown, shown)
     words = ("agentps", "train", manifest, "--task", task, "--out", tmp_path / "model")
     status, shown = command(kind, capsys, *words, "--set", 'data.columns={text = "body"}')
-    count(kind, REFUSED, status == 2 and "no labelled post" in shown, shown)
+    count(kind, REFUSED, status == 2 and "expected at least 1 of each class" in shown, shown)
     given = [f"data.manifest={json.dumps(str(manifest))}", f"data.task={json.dumps(str(task))}", columns]
     read = load_posts(load_agentps_recipe(None, given).data, 0)
     found = {(post.id, post.text, post.label) for post in (*read.train, *read.validation)}
