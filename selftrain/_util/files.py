@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import stat
 import tomllib
@@ -75,6 +76,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     if found is None or is_deep(found):
         raise tomllib.TOMLDecodeError(f"lists or tables stand more than {MAX_DEPTH} deep in each other")
     return found
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 -- whatever stands there
+    """Read one JSON value, in UTF-8.
+
+    Raises:
+        OSError: As `check_regular`, or it cannot be read.
+        ValueError: It is no text, no JSON, or nested too deeply.
+    """
+    check_regular(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("lists or objects stand too deep in each other") from error
 
 
 def is_deep(value: object) -> bool:

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from backbones.mllm.answering import merge, trained_names
+from selftrain._util.files import read_json
 from selftrain._util.types import Json
 from selftrain.agentps.dataset import QuestionSet
 from selftrain.agentps.decisions import Decisions, QuestionDecision
@@ -141,12 +142,12 @@ def read_about(folder: Path) -> Json:
     file = folder / ABOUT
     checksums.check(file)
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = read_json(file)
     except FileNotFoundError as error:
         raise ModelError(
             f"{folder} holds no model: it has no {ABOUT}. `selftrain agentps train RUN --out DIR` makes one"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({error}): the folder is damaged") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ModelError(f"{file} has not the format {FORMAT}: it is of another version of selftrain")

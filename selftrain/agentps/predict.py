@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from backbones.loading import place
+from selftrain._util.files import read_json
 from selftrain._util.types import Json
 from selftrain.agentps import checkpoint
 from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of, example, make_target
@@ -178,7 +178,7 @@ def redecide(loaded: checkpoint.AgentPSModel, goals: Mapping[str, str]) -> check
     if decisions == loaded.decisions:
         return loaded
     checksums.check(folder / checkpoint.METRICS)
-    figures = json.loads((folder / checkpoint.METRICS).read_text(encoding="utf-8"))
+    figures = read_json(folder / checkpoint.METRICS)
     write_measured(folder, asked, [with_answers(decisions, one) for one in scored], decisions, figures)
     # last: what was killed before this sets them again
     checksums.write_json(

@@ -29,6 +29,7 @@ from backbones.mllm.answering import ASKING, AnswerHeads
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import Prompt, Reader, answer_positions
 from backbones.prefetch import prefetch
+from selftrain._util.files import read_json
 from selftrain.agentps.checkpoint import HEADS, MERGED, decisions_of, settings_of
 from selftrain.agentps.dataset import Example, QuestionSet, example, question_set
 from selftrain.agentps.decisions import decided
@@ -180,8 +181,8 @@ def ask_json(url: str, body: Any = None, seconds: float = 120.0) -> dict[str, An
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        about = json.loads((folder / MERGED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        about = read_json(folder / MERGED)
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"{folder} holds no merged checkpoint ({error}): `selftrain agentps train ... --merge DIR` writes"
             " one"

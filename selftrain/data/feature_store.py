@@ -29,6 +29,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from backbones.base import FeatureLayout
+from selftrain._util.files import read_json
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import CacheError
 from selftrain.store.atomic import FULL, sync_folder
@@ -174,7 +175,7 @@ class FeatureStore:
                 if not meta.exists():
                     self._create(meta)
         try:
-            found = json.loads(meta.read_text(encoding="utf-8"))
+            found = read_json(meta)
         except ValueError as error:
             raise CacheError(f"{meta}: not JSON ({error}). Delete {self.folder} to start afresh.") from error
         if found != self._meta:

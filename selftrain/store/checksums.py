@@ -10,12 +10,11 @@ writes both files it does not help.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selftrain._util.files import check_regular
+from selftrain._util.files import read_json
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
 
@@ -117,14 +116,13 @@ def write_jsonl(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _read(root: Path) -> dict[str, list[str]]:
     file = root / FILE
     try:
-        check_regular(file)
-        found = json.loads(file.read_bytes())
+        found = read_json(file)
         if all(isinstance(one, list) for one in found.values()):
             return dict(found)
         reason = "no lists of digests"
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         reason = str(error)
     raise RunStateError(
         f"{file} is damaged ({reason}): take it from a copy, or remove it; without it, damage to the other"

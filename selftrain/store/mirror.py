@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from selftrain._util.files import read_json
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 from selftrain.store import atomic
@@ -255,10 +256,10 @@ class Mirror:
 
     def _noted(self) -> Json:
         try:
-            return dict(json.loads((self._folder / _NOTE).read_bytes()))
+            return dict(read_json(self._folder / _NOTE))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise RunStateError(f"{self._folder / _NOTE} cannot be read ({error}): remove it") from error
 
     def _note(self) -> None:

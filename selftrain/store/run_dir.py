@@ -37,6 +37,7 @@ from filelock import FileLock, Timeout
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
+from selftrain._util.files import read_json
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
@@ -206,8 +207,8 @@ class RunFolder:
         """Say which posts are not what they were when the run began; empty where that is not known."""
         checksums.check(self.path / POSTS)
         try:
-            before = json.loads((self.path / POSTS).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            before = read_json(self.path / POSTS)
+        except (OSError, ValueError):
             return ""
         since = datetime.fromtimestamp((self.path / POSTS).stat().st_mtime).astimezone()
         common = before.keys() & posts.keys()
@@ -328,8 +329,8 @@ class RunFolder:
         """Read one JSON object of this folder, or raise a RunStateError that names the file."""
         checksums.check(file)
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            value = read_json(file)
+        except (OSError, ValueError) as error:
             raise RunStateError(f"{file} cannot be read ({error}): the run folder is damaged") from error
         if not isinstance(value, dict):
             raise RunStateError(

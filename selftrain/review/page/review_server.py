@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from selftrain._util.files import check_regular
+from selftrain._util.files import read_json
 from selftrain._util.printable import printable
 from selftrain.data.run_posts import TaskWords, task_words
 from selftrain.errors import LedgerError, ServingError
@@ -182,10 +182,9 @@ def next_command(folder: RunFolder) -> str:
 def _remembered(folder: RunFolder) -> tuple[str, int]:
     """Read token and port of the last start; a new token and 0 where there was none."""
     try:
-        check_regular(folder.path / REMEMBERED)
-        kept = json.loads((folder.path / REMEMBERED).read_text(encoding="utf-8"))
+        kept = read_json(folder.path / REMEMBERED)
         token, port = kept.get("token"), kept.get("port")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         token, port = None, 0
     if not (isinstance(token, str) and _TOKEN.fullmatch(token) and isinstance(port, int)):
         return secrets.token_urlsafe(32), 0

@@ -212,6 +212,19 @@ def test_a_damaged_file_is_seen(client, tmp_path):
         pytest.fail("damaged")
 
 
+def test_a_damaged_note_of_the_folder_is_named(client, tmp_path):
+    write(tmp_path / "a", recipe_toml="a")
+    with Mirror(URL, tmp_path / "a").held():
+        pass
+    for content in ("[" * 200_000, "[1]", "{"):
+        (tmp_path / "a" / ".mirror.json").write_text(content)
+        with (
+            pytest.raises(RunStateError, match=r"mirror.json cannot be read .*: remove it"),
+            Mirror(URL, tmp_path / "a").held(),
+        ):
+            pytest.fail("damaged")
+
+
 def test_a_store_without_conditions_is_refused(client, tmp_path, monkeypatch):
     def careless(self, name, value, etag):
         return str(self._client.put_object(**self._at(name), Body=json.dumps(value).encode())["ETag"])
