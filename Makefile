@@ -49,8 +49,8 @@ quickstart: $(INSTALLED)
 # a worker a core, and one thread of torch each, so that the workers share the cores; files in their order, which
 # has the long ones first: one begun last would keep the other cores waiting
 test: lint
-	sh tests/integration/install_chromium.sh
-	sh tests/integration/install_postgres.sh
+	sh tests/integration/install_debian.sh "command -v chromium" chromium fonts-liberation
+	sh tests/integration/install_debian.sh "ls /usr/lib/postgresql/*/bin/initdb" postgresql
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rfEs -n auto --dist loadfile --no-loadscope-reorder
 
 cases: $(INSTALLED_DEV)

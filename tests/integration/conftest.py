@@ -22,7 +22,7 @@ def browser():
     except SelftrainError as error:
         if os.environ.get("CI"):
             raise
-        pytest.skip(f"{error} (tests/integration/install_chromium.sh does)")
+        pytest.skip(f"{error} (`make test` does)")
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield opened

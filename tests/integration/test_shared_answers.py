@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -14,9 +13,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from vlm_helpers import MemoryBackend, said
+from vlm_helpers import MemoryBackend, keep_for_nobody, said
 
-from agents.ask.cache import CachedAnswer, Keeper, Note, kept_row
+from agents.ask.cache import CachedAnswer, Note, kept_row
 from agents.ask.postgres_cache import PostgresCache
 from agents.client.base import Usage
 from agents.errors import StoreError
@@ -59,8 +58,8 @@ def server():
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not found:
         if os.environ.get("CI"):
-            pytest.fail("no PostgreSQL: tests/integration/install_postgres.sh installs it")
-        pytest.skip("no PostgreSQL (tests/integration/install_postgres.sh installs it)")
+            pytest.fail("no PostgreSQL: `make test` installs it")
+        pytest.skip("no PostgreSQL (`make test` installs it)")
     home = Path(tempfile.mkdtemp(prefix="pg-"))  # paths of sockets are short
     if os.getuid() == 0:
         shutil.chown(home, "postgres")
@@ -169,15 +168,7 @@ def test_a_server_that_is_started_anew_is_waited_for(url, server):
 
 def test_an_answer_whose_asker_was_cancelled_is_kept_here_too(url):
     with closing(PostgresCache(url)) as store:
-
-        async def scenario():
-            keeper = Keeper(store)
-            tasks = [asyncio.create_task(keeper.keep(kept_row(name, paid(), NOTE))) for name in "ab"]
-            await asyncio.sleep(0)
-            for task in tasks:
-                task.cancel()
-
-        asyncio.run(scenario())
+        keep_for_nobody(store, [kept_row(name, paid(), NOTE) for name in "ab"])
         assert [store.get(key) is not None for key in "ab"] == [True, True]
 
 

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from vlm_helpers import keep_for_nobody
 
 from agents.ask.cache import CachedAnswer, Keeper, Note, ResponseCache, kept_row, switch_to_write_ahead
 from agents.client.base import Usage
@@ -208,13 +209,5 @@ def test_one_bad_row_takes_no_other_answer_along(tmp_path):
 
 def test_an_answer_whose_asker_was_cancelled_is_kept(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
-
-    async def scenario():
-        keeper = Keeper(store)
-        tasks = [asyncio.create_task(keeper.keep(kept_row(name, paid(), NOTE))) for name in "ab"]
-        await asyncio.sleep(0)
-        for task in tasks:
-            task.cancel()
-
-    asyncio.run(scenario())
+    keep_for_nobody(store, [kept_row(name, paid(), NOTE) for name in "ab"])
     assert [store.get(key) is not None for key in "ab"] == [True, True]
