@@ -34,6 +34,7 @@ from selftrain.agentps.dataset import QuestionSet
 from selftrain.agentps.decisions import Decisions, QuestionDecision
 from selftrain.agentps.model import Built, build
 from selftrain.agentps.recipe import ModelSettings
+from selftrain.agentps.sharding import laid_like, whole
 from selftrain.data.task import Task, dump_task, load_task
 from selftrain.errors import ModelError
 from selftrain.models.train_loop import EpochResult, TrainingState
@@ -189,9 +190,11 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if name in wanted}
 
 
-def save_weights(model: nn.Module, file: Path) -> None:
-    """Write the trained weights as safetensors."""
-    _write(file, {name: one.detach() for name, one in trained(model).items()})
+def save_weights(model: nn.Module, file: Path, *, write: bool = True) -> None:
+    """Write the trained weights as safetensors; of shards every process gives its own, one may `write`."""
+    tensors = whole(trained(model), keep=write)
+    if write:
+        _write(file, tensors)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -200,16 +203,27 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 def save_training(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, identity: str, file: Path
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    identity: str,
+    file: Path,
+    *,
+    write: bool = True,
 ) -> None:
     """Write weights, the optimizer's moments and where training stands, atomically.
 
-    accelerate's `save_state` would leave pickles, which run whatever somebody put into them. `identity` says
-    what is trained on what; another training cannot go on from here.
+    One file of what is trained, in whole tensors: any number of processes goes on from it, with shards or
+    without. accelerate's `save_state` would write every frozen weight with them, and leave pickles, which run
+    whatever somebody put into them. `identity` says what is trained on what; another training cannot go on
+    from here. Of shards every process gives its own, one may `write`.
     """
-    tensors = {f"weight/{name}": one.detach() for name, one in trained(model).items()}
+    tensors: dict[str, Tensor] = {f"weight/{name}": one for name, one in trained(model).items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"moment/{number}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    tensors = whole(tensors, keep=write)
+    if not write:
+        return
     results = [one._replace(parts={}) for one in state.results]
     progress = {"step": state.step, "identity": identity, "results": results}
     _write(file, tensors, {"progress": json.dumps(progress)})
@@ -240,7 +254,12 @@ def load_training(
             number, _, key = rest.partition("/")
             moments[int(number)][key] = tensor
     _fill(trained(model), weights, file)
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(moments)})
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    laid = {
+        place: {key: laid_like(one, parameters[place]) for key, one in found.items()}
+        for place, found in moments.items()
+    }
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": laid})
     return TrainingState(progress["step"], tuple(EpochResult(*one) for one in progress["results"]))
 
 
@@ -257,7 +276,7 @@ def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor],
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(laid_like(tensors[name], parameter))
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

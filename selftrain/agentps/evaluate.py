@@ -67,21 +67,59 @@ def score(
     Raises:
         TrainingError: The device has no memory for a batch; says what to lower.
     """
-    model.eval()
-    kind = torch.device(device).type
-    wanted, batches = tee(_batches(collator, iter(posts), batch_size, tokens))
-    read = read_ahead(
-        collator.read, (one.posts for one in wanted), workers_for(kind) if workers is None else workers,
-        pin=kind == "cuda",
-    )  # fmt: skip
+    batches = _batches(collator, iter(posts), batch_size, tokens)
     found: dict[int, ScoredPost] = {}
-    for batch, collated in zip(batches, read, strict=True):
-        scored = _score_batch(model, batch.posts, collated, device, precise=precise)
-        collator.keep(collated, model.features)
+    for batch, scored in _score_batches(model, collator, batches, device, precise=precise, workers=workers):
         found |= zip(batch.places, scored, strict=True)
         if batch.last:
             yield from (found[place] for place in range(len(found)))
             found = {}
+
+
+def score_share(
+    model: AnsweringModel,
+    collator: Collator,
+    posts: Sequence[Example],
+    rank: int,
+    processes: int,
+    *,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    precise: bool = True,
+    tokens: int | None = None,
+    workers: int | None = None,
+) -> list[ScoredPost]:
+    """Return, in no order, what `score` gives for every so many batches: the share of process `rank`.
+
+    Every process computes as many batches, since a model in shards needs all processes for each; the last
+    may be another's too.
+    """
+    batches = list(_batches(collator, iter(posts), batch_size, tokens))
+    mine = [batches[min(start + rank, len(batches) - 1)] for start in range(0, len(batches), processes)]
+    scored = _score_batches(model, collator, iter(mine), device, precise=precise, workers=workers)
+    return [one for _, posts_scored in scored for one in posts_scored]
+
+
+def _score_batches(
+    model: AnsweringModel,
+    collator: Collator,
+    stream: Iterator[_Batch],
+    device: torch.device | str,
+    *,
+    precise: bool,
+    workers: int | None,
+) -> Iterator[tuple[_Batch, list[ScoredPost]]]:
+    model.eval()
+    kind = torch.device(device).type
+    wanted, batches = tee(stream)
+    read = read_ahead(
+        collator.read, (one.posts for one in wanted), workers_for(kind) if workers is None else workers,
+        pin=kind == "cuda",
+    )  # fmt: skip
+    for batch, collated in zip(batches, read, strict=True):
+        scored = _score_batch(model, batch.posts, collated, device, precise=precise)
+        collator.keep(collated, model.features)
+        yield batch, scored
 
 
 def _batches(
@@ -107,7 +145,8 @@ def _score_batch(
     inputs, unread = collated.inputs, collated.unread
     kind = torch.device(device).type
     try:
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=not precise):
+        # not inference_mode: what it makes of a model in shards cannot be trained on
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=not precise):
             logits = model(to_device(inputs, device))
     except torch.OutOfMemoryError as error:
         raise TrainingError(

@@ -29,10 +29,10 @@ from backbones.mllm.prompts import Inputs
 from backbones.prefetch import read_ahead, workers_for
 from losses.process import answer_sums, process_loss
 from selftrain._util.types import IntArray, Json
-from selftrain.agentps import checkpoint, dataset
+from selftrain.agentps import checkpoint, dataset, sharding
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, AgentPSModel
 from selftrain.agentps.decisions import decided, fit_decisions
-from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
+from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score_share
 from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
 from selftrain.agentps.predict import redecide, write_measured
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, check_names, load_agentps_recipe
@@ -97,13 +97,22 @@ def share_of_step(
 ) -> list[IntArray]:
     """Return the posts of a step that process `rank` computes, in parts of at most `size`; at least one part.
 
-    Every process gets posts of every length, so that none waits for the others. Without a limit of tokens
-    parts are of even size; with one they are as `part_sizes` says, by the `lengths` of all posts.
+    Every process gets posts of every length, so that none waits for the others, and as many parts, some of
+    which may be empty. Without a limit of tokens parts are of even size; with one they are as `part_sizes`
+    says, by the `lengths` of all posts.
     """
-    mine = posts[rank::processes]
-    if tokens is None or lengths is None:
-        return np.array_split(mine, max(-(-len(mine) // size), 1))
-    return np.split(mine, np.cumsum(part_sizes(lengths[mine].tolist(), size, tokens))[:-1])
+    sizes = []
+    for share in (posts[one::processes] for one in range(processes)):
+        if tokens is None or lengths is None:
+            even = np.array_split(share, max(-(-len(share) // size), 1))
+            sizes.append([len(part) for part in even])
+        else:
+            sizes.append(part_sizes(lengths[share].tolist(), size, tokens))
+    mine = sizes[rank]
+    while len(mine) < max(map(len, sizes)):
+        place = int(np.argmax(mine))
+        mine[place : place + 1] = [mine[place] - mine[place] // 2, mine[place] // 2]
+    return np.split(posts[rank::processes], np.cumsum(mine)[:-1])
 
 
 # ---- the steps ------------------------------------------------------------------------------------------
@@ -127,6 +136,7 @@ class _Stepper:
 
     def __post_init__(self) -> None:
         self.model, to = self.built.model, self.accelerator.device
+        sharding.wrap_by_block(self.accelerator, self.built.base.module, self.built.base.language_layers)
         # prepared together: a wrapper that shards the parameters has to tell the optimizer of its shards
         optimizer = _optimizer(self.model, self.settings)
         self._wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
@@ -144,7 +154,7 @@ class _Stepper:
     def batches(self, epoch: int, skip: int) -> Generator[IntArray, None, None]:
         """Yield steps. While a GPU computes, processes read the parts of the next ones."""
         steps = self.order.epoch(epoch - 1)[skip:]
-        parts = ([self.posts[place] for place in part] for step in steps for part in self._parts(step))
+        parts = (self._computed(part, step) for step in steps for part in self._parts(step))
         device, workers = self.accelerator.device.type, self.settings.workers
         workers = workers_for(device) if workers is None else workers
         if self.built.collator.cache is not None:
@@ -163,7 +173,7 @@ class _Stepper:
         # dropout depends on the step alone, so that a training that was killed repeats it
         torch.manual_seed(hash((self.seed, self._number, accelerator.process_index)))
         places, whole = self._parts(batch), None
-        parts: Iterable[_Part] = map(self._next_part, places)
+        parts: Iterable[_Part] = (self._next_part(self._computed(one, batch)) for one in places)
         if self.signed and self.settings.non_negative:
             parts = list(parts)
             whole = self._answer_sums(parts)
@@ -188,8 +198,7 @@ class _Stepper:
         return self.validate(self.model)
 
     def keep_best(self) -> None:
-        if self.accelerator.is_main_process:
-            checkpoint.save_weights(self.model, self.folder / WEIGHTS)
+        checkpoint.save_weights(self.model, self.folder / WEIGHTS, write=self.accelerator.is_main_process)
 
     def advice(self, batch: IntArray) -> str:
         named = ", ".join(self.posts[place].id for place in batch[:5])
@@ -217,13 +226,18 @@ class _Stepper:
             case "answers":
                 return known
 
-    def _next_part(self, places: IntArray) -> _Part:
+    def _computed(self, part: IntArray, step: IntArray) -> list[dataset.Example]:
+        """Return the posts of a part; in place of none one that counts nothing, as the others compute too."""
+        if len(part):
+            return [self.posts[place] for place in part]
+        return [_without_targets(self.posts[step[0]])]
+
+    def _next_part(self, posts: list[dataset.Example]) -> _Part:
         """Take the next part that was read; a post that could not be read is there, and counts nothing."""
         read = next(self._inputs)
-        posts = [self.posts[place] for place in places]
         for row, reason in read.unread.items():
             self._unread.add(posts[row].id, reason)
-            posts[row] = posts[row]._replace(targets=tuple(np.zeros_like(one) for one in posts[row].targets))
+            posts[row] = _without_targets(posts[row])
         device = self.accelerator.device
         targets = [one.to(device, non_blocking=True) for one in stack_targets(posts)]
         return _Part(to_device(read.inputs, device), targets, read)
@@ -250,9 +264,10 @@ class _Stepper:
                 answer_weights=self._answer_weights, signed=self.signed, whole=whole,
             )  # fmt: skip
             loss = output.loss
-            if last and accelerator.num_processes > 1 and accelerator.distributed_type != "FSDP":
+            if last and accelerator.num_processes > 1:
                 # a process whose posts have no picture has to give the vision tower's gradients too, of zero
-                loss = loss + sum((one.sum() for one in self._parameters), loss.new_zeros(())) * 0.0
+                held = (one.sum() for one in sharding.held_whole(self.model))
+                loss = loss + sum(held, loss.new_zeros(())) * 0.0
             # gradients of several processes are averaged: each gives as much as makes their sum
             accelerator.backward(loss * accelerator.num_processes)
         except torch.OutOfMemoryError as error:
@@ -272,6 +287,10 @@ class _Part(NamedTuple):
     inputs: Inputs
     targets: list[Tensor]  # Q of [B, K]
     read: CollatedPosts
+
+
+def _without_targets(post: dataset.Example) -> dataset.Example:
+    return post._replace(targets=tuple(np.zeros_like(one) for one in post.targets))
 
 
 class Unread:
@@ -328,13 +347,15 @@ def train(
     accelerator: Accelerator,
     signed: bool = False,
     max_unread: int = 0,
+    rehearse: Callable[[], object] | None = None,
     bar: bool = True,
 ) -> tuple[train_loop.EpochResult, ...]:
     """Train a model on posts with a target each; its best epoch's weights are kept in `folder`.
 
     A training of the same `identity` (`checkpoint.save_training`) found there goes on. `validate` gives
     metrics of validation posts, the same in every process. `signed` targets may leave [0, 1], as ACT's do; at
-    most `max_unread` posts may be left out because their pictures cannot be read.
+    most `max_unread` posts may be left out because their pictures cannot be read. `rehearse` is called before
+    the first step, once the model lies where it trains.
 
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; nothing of the step is kept.
@@ -356,12 +377,13 @@ def train(
         accelerator=accelerator,
     )  # fmt: skip
     optimizer = stepper.optimizer
+    if rehearse is not None:
+        rehearse()
     state = checkpoint.load_training(model, optimizer, folder / PROGRESS, identity)
     accelerator.wait_for_everyone()
 
     def save(reached: train_loop.TrainingState) -> None:
-        if main:
-            checkpoint.save_training(model, optimizer, reached, identity, folder / PROGRESS)
+        checkpoint.save_training(model, optimizer, reached, identity, folder / PROGRESS, write=main)
         accelerator.wait_for_everyone()
 
     with TrainingLog(steps, folder=folder if main else None, step=state.step, bar=bar and main) as log:
@@ -447,12 +469,14 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     # 2.11 (pytorch/pytorch#196678); a context would not reach what checkpointing computes again
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
-        return Accelerator(cpu=cpu, mixed_precision="bf16" if asked == "bfloat16" else "no")
+        made = Accelerator(cpu=cpu, mixed_precision="bf16" if asked == "bfloat16" else "no")
     except ValueError as error:
         raise TrainingError(
             f"training.precision is {asked} on {settings.device}, but this process began to train with"
             " another device or precision: train each in a process of its own"
         ) from error
+    sharding.check_sharding(made)
+    return made
 
 
 class _Work(NamedTuple):
@@ -468,27 +492,26 @@ class _Work(NamedTuple):
         """Let every process score its share of `posts`; all get all of them, in order."""
         from accelerate.utils import gather_object
 
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        training = self.recipe.training
-        mine = list(
-            score(
-                self.built.model, self.built.collator, posts[rank::ranks],
-                batch_size=training.evaluation_batch, device=self.accelerator.device,
-                precise=self.accelerator.mixed_precision == "no", tokens=training.part_tokens,
-                workers=training.workers,
-            )
+        training, here = self.recipe.training, self.accelerator
+        mine = score_share(
+            self.built.model, self.built.collator, posts, here.process_index, here.num_processes,
+            batch_size=training.evaluation_batch, device=here.device,
+            precise=here.mixed_precision == "no", tokens=training.part_tokens, workers=training.workers,
         )  # fmt: skip
-        if ranks == 1:
-            return mine
-        pairs = zip(range(rank, len(posts), ranks), mine, strict=True)
-        return [one for _, one in sorted(gather_object(list(pairs)), key=lambda pair: pair[0])]
+        sharding.release(self.built.model)
+        found = {one.example.id: one for one in gather_object(mine)}
+        return [found[one.id] for one in posts]
 
     def dress(self) -> None:
-        """Lay around the model what training needs, and try its largest evaluation before an epoch."""
+        """Lay around the model what training needs."""
         self.built.use_cache(self._vision_cache())
         if self.recipe.training.checkpointing:
             self.built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        self.built.model.to(self.accelerator.device)
+        if not self.accelerator.is_fsdp2:  # which takes it there block by block
+            self.built.model.to(self.accelerator.device)
+
+    def rehearse(self) -> None:
+        """Try the largest evaluation, before an epoch went into it."""
         lengths = self.built.collator.lengths(self.validation)
         order = sorted(range(len(self.validation)), key=lambda place: -lengths[place])
         self.scored([self.validation[place] for place in order[: self.recipe.training.evaluation_batch]])
@@ -562,7 +585,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     results = train(
         built, posts,
         settings=training, seed=recipe.seed, folder=out, identity=identity, accelerator=accelerator,
-        signed=bool(found.final_targets), max_unread=tolerated, bar=bar,
+        signed=bool(found.final_targets), max_unread=tolerated, rehearse=work.rehearse, bar=bar,
         validate=lambda _: headline(built.questions, work.scored(validation)),
     )  # fmt: skip
 
@@ -573,6 +596,8 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
         work.write(results, final, found.task, {"identity": identity})
         (out / PROGRESS).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
+    if accelerator.is_fsdp2:  # no process has the whole model
+        return checkpoint.load(out)
     work.undress()
     return checkpoint.fill(out, built, found.task, settings)
 

@@ -72,10 +72,21 @@ def test_two_processes_give_the_losses_of_one(place, model):
     assert (out / "model.safetensors").read_bytes() != (model / "model.safetensors").read_bytes()
 
 
-def launched(rank, port):
-    """What torch's launcher tells one of two processes."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    return {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+def together(count, words, **environment):
+    """So many processes of one training, as torch's launcher would start them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    told = QUIET | {name: str(value) for name, value in place.items()} | environment
+    return [Process(words, env=told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+
+
+def ended(processes):
+    """What each said, once all are done."""
+    said = [one.communicate(timeout=300) for one in processes]
+    for one, (_, error) in zip(processes, said, strict=True):
+        assert one.returncode == 0, error
+    return said
 
 
 def test_a_process_without_a_picture_trains_the_tower_with_the_others(place):
@@ -83,15 +94,99 @@ def test_a_process_without_a_picture_trains_the_tower_with_the_others(place):
     more = ("--set", "model.vision=true", "--set", "training.part=1", "--set", "training.epochs=1")
     done = selftrain(*argv(place, place / "tower-one", *more))
     assert done.returncode == 0, done.stderr
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = ("-m", "selftrain", *argv(place, place / "tower-two", *more))
-    two = [Process(words, env=QUIET | launched(rank, port)) for rank in range(2)]
-    for one in two:
-        _, said = one.communicate(timeout=300)
-        assert one.returncode == 0, said
-    for a, b in zip(losses(place / "tower-one"), losses(place / "tower-two"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+    ended(together(2, ("-m", "selftrain", *argv(place, place / "tower-two", *more))))
+    said = ended(sharded(3, argv(place, place / "tower-three", *more)))
+    assert all(error.startswith("3 units\n") for _, error in said)
+    for others in ("tower-two", "tower-three"):
+        for a, b in zip(losses(place / "tower-one"), losses(place / others), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
+# accelerate shards on accelerators alone, though torch does so on CPUs too: here it takes these for some
+SHARDED = """
+import sys
+import accelerate.accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+
+begin, prepare = AcceleratorState.__init__, accelerate.accelerator.fsdp2_prepare_model
+
+def begin_sharded(self, *args, fsdp_plugin=None, **kinds):
+    begin(self, *args, fsdp_plugin=fsdp_plugin, **kinds)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.fsdp_plugin = fsdp_plugin
+
+def prepare_and_count(*args):
+    model = prepare(*args)
+    print(sum(isinstance(one, FSDPModule) for one in model.modules()), "units", file=sys.stderr, flush=True)
+    return model
+
+AcceleratorState.__init__ = begin_sharded
+accelerate.accelerator.fsdp2_prepare_model = prepare_and_count
+from selftrain.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def sharded(count, args):
+    return together(count, ("-c", SHARDED, *args), ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+
+
+def test_shards_killed_and_gone_on_with_by_other_numbers_of_processes(place, model):
+    """Two processes with shards, killed; three, killed; one without: the losses and the model of one."""
+    from safetensors.torch import load_file
+
+    out = place / "shards"
+    for count, lines in ((2, 3), (3, 7)):
+        processes = sharded(count, argv(place, out))
+        while all(one.poll() is None for one in processes) and not steps(out, lines)():
+            time.sleep(0.005)
+        for one in processes:
+            one.send_signal(signal.SIGKILL)
+        for one in processes:
+            one.communicate(timeout=60)
+        assert {one.returncode for one in processes} == {-signal.SIGKILL}
+        assert not (out / "agentps.json").exists()
+    again = selftrain(*argv(place, out))
+    assert again.returncode == 0, again.stderr
+    whole = place / "shards-whole"
+    said = ended(sharded(2, argv(place, whole)))
+    # two blocks of the language model, and what lies around them
+    assert all(error.startswith("3 units\n") for _, error in said)
+    assert sum("validation auc" in told for told, _ in said) == 1
+    for folder in (out, whole):
+        assert len(losses(folder)) == len(losses(model)) == 12
+        for a, b in zip(losses(model), losses(folder), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        one, other = (load_file(folder / "model.safetensors") for folder in (model, folder))
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert tensor.numpy() == pytest.approx(other[name].numpy(), abs=1e-4), name
+        answers = [
+            [row["probabilities"] for row in map(json.loads, here_scored(place, each))]
+            for each in (model, folder)
+        ]
+        assert len(answers[0]) == 60
+        assert answers[1] == [pytest.approx(one, abs=1e-3) for one in answers[0]]
+
+
+def here_scored(place, folder):
+    done = here("agentps", "predict", folder, place / "posts.jsonl", "--out", "-")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_shards_that_cannot_be_made_are_refused(place):
+    """accelerate itself would go on without a word: on CPUs with whole copies, by version 1 into an error."""
+    words = argv(place, place / "refused")
+    on_cpus = together(2, ("-m", "selftrain", *words), ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    of_one = together(2, ("-c", SHARDED, *words), ACCELERATE_USE_FSDP="true")
+    for processes, reason in ((on_cpus, "makes on GPUs"), (of_one, "give --fsdp_version 2")):
+        for one in processes:
+            _, error = one.communicate(timeout=120)
+            assert (one.returncode, reason in error) == (2, True), error
 
 
 def killed(args, once, start=("-m", "selftrain")):

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from losses.process import process_loss
 from selftrain.agentps import train as training
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, load_weights, trained
 from selftrain.agentps.dataset import example, question_set
-from selftrain.agentps.evaluate import headline, score
+from selftrain.agentps.evaluate import headline, score, score_share
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, part_sizes, stack_targets
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings
@@ -102,6 +103,41 @@ def test_processes_share_a_step(processes, size, tokens):
     assert tokens is None or max(len(p) for rank in parts for p in rank) <= 2
     assert sorted(np.concatenate([p for rank in parts for p in rank])) == sorted(step)
     assert all(rank and max(map(len, rank)) <= size for rank in parts)
+
+
+@pytest.mark.parametrize(("posts", "processes", "size", "tokens"), [
+    (7, 2, 1, None), (2, 3, 4, None), (16, 3, 8, 90), (5, 4, 8, 30),
+])  # fmt: skip
+def test_processes_compute_as_many_parts(posts, processes, size, tokens):
+    """A model in shards is put together by all of them: one that had computed less would be waited for."""
+    lengths = np.sort(np.random.default_rng(posts).integers(5, 90, posts))
+    kinds = {"lengths": lengths, "tokens": tokens}
+    parts = [share_of_step(np.arange(posts), rank, processes, size, **kinds) for rank in range(processes)]
+    assert len({len(rank) for rank in parts}) == 1
+    assert sorted(np.concatenate([p for rank in parts for p in rank])) == list(range(posts))
+    together = [lengths[p] for rank in parts for p in rank]
+    assert all(len(one) <= size for one in together)
+    assert all(len(one) < 2 or tokens is None or len(one) * one.max() <= tokens for one in together)
+
+
+@pytest.mark.parametrize(("processes", "batch", "tokens"), [(2, 4, None), (3, 3, 120), (4, 30, None)])
+def test_processes_score_as_many_batches(processes, batch, tokens, as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(25), built)
+    kinds = {"batch_size": batch, "tokens": tokens}
+    alone = {one.example.id: one.answers for one in score(built.model, built.collator, posts, **kinds)}
+    calls, found = [], {}
+    for rank in range(processes):
+        counted = []
+        hook = built.model.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        for one in score_share(built.model, built.collator, posts, rank, processes, **kinds):
+            found[one.example.id] = one.answers
+        hook.remove()
+        calls.append(len(counted))
+    assert len(set(calls)) == 1
+    assert found.keys() == alone.keys()
+    for name, answers in alone.items():
+        assert [one.tolist() for one in found[name]] == [one.tolist() for one in answers]
 
 
 @pytest.mark.parametrize("posts", [1, 3, 16])
@@ -542,11 +578,11 @@ def test_an_evaluation_batch_too_large_is_known_before_the_first_step(tmp_path, 
     place = training_folder(tmp_path, posts=20)
     sizes = []
 
-    def full(model, collator, posts, *, batch_size, **_):
+    def full(model, collator, posts, *_, batch_size, **__):
         sizes.append(min(batch_size, len(posts)))
         raise TrainingError("no memory left: training.evaluation_batch")
 
-    monkeypatch.setattr(training, "score", full)
+    monkeypatch.setattr(training, "score_share", full)
     changes = [f'data.task="{place / "task.toml"}"', "training.evaluation_batch=2"]
     with pytest.raises(TrainingError, match="evaluation_batch"):
         train_agentps(
@@ -559,3 +595,28 @@ def test_an_evaluation_batch_too_large_is_known_before_the_first_step(tmp_path, 
 def test_no_posts(tmp_path, cpu):
     with pytest.raises(TrainingError, match="no post has a label"):
         go(built_model(), [], tmp_path, cpu)
+
+
+# ---- several processes ----------------------------------------------------------------------------------
+
+
+def test_the_documented_lines_are_lines_of_accelerate():
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+    from typer.main import get_command
+
+    from selftrain.cli.agentps import app
+
+    text = (Path(__file__).parents[3] / "docs" / "agentps.md").read_text()
+    lines = [line.split() for line in text.splitlines() if line.startswith("accelerate launch ")]
+    sharded = []
+    for words in lines:
+        given, *_ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
+        assert (given.module, given.training_script) == (True, "selftrain")
+        part, command, *rest = given.training_script_args
+        assert part == "agentps"
+        told = get_command(app).commands[command].make_context(command, rest).params
+        assert (told["source"], told["out"]) == (Path("runs/memes"), Path("models/memes"))
+        told = prepare_multi_gpu_env(given)
+        sharded.append((told.get("ACCELERATE_USE_FSDP"), told.get("FSDP_VERSION")))
+    assert sharded == [(None, None), ("true", "2"), ("true", "2")]
