@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,13 @@ _LIKE_KEYS = {field: frozenset(names.split()) for field, names in _LIKE.items()}
 
 def resembling(field: str, names: Iterable[str]) -> str | None:
     """Return the name that may well be meant for a field that no column is called like."""
+    return _resembling(field, tuple(islice(names, 1000)))
+
+
+@lru_cache  # rows without the field, of which a file may have a million, have the same names as a rule
+def _resembling(field: str, names: tuple[str, ...]) -> str | None:
     keys: dict[str, str] = {}
-    for name in islice(names, 1000):
+    for name in names:
         keys.setdefault(_key(name), name)
     near = [key for key in keys if key in _LIKE_KEYS.get(field, ())]
     others = {key: name for key, name in keys.items() if key not in _SAME}
@@ -60,6 +66,7 @@ def inner_names(row: Mapping[str, Any]) -> list[str]:
     return [*row, *inner]
 
 
+@lru_cache
 def column_option(field: str, column: str) -> str:
     """Return what to type so that a column is read as a field: in a command, and for a recipe."""
     told = shlex.quote(f"data.columns={{{field} = {json.dumps(column, ensure_ascii=False)}}}")

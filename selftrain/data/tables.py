@@ -43,6 +43,7 @@ ESCAPED = "selftrain.escaped"  # a column of CSV files whose cells are written a
 LISTED = "one JSON list"
 
 MAX_ROW = 1 << 24  # characters of a row; JSON of empty lists takes twenty times as much memory
+MAX_COLUMNS = 100_000  # of a header
 # a compressed or Parquet file may unpack to this many times its size; the smallest are given some room
 MAX_RATIO, _ROOM, _ROWS = 100, 1 << 26, 100_000
 
@@ -498,7 +499,8 @@ _FORMULA = re.compile(r'="([^"]*)"')  # a text that Excel keeps its hands off
 
 
 def _names_in(line: str, delimiter: str) -> set[str]:
-    return {fold(one.strip().strip('"')) for one in line.split(delimiter)} & _USUAL
+    cells = {one.strip().strip('"') for one in line.split(delimiter) if len(one) < 100}
+    return {fold(one) for one in cells} & _USUAL
 
 
 def _delimiter(line: str) -> str:
@@ -538,6 +540,7 @@ def _csv_table(
         raise ManifestError(
             f"{path} has no readable header: {error}; expected a line of column names"
         ) from error
+    _check_count(path, len(names))
     columns = [_column_name(name, place) for place, name in enumerate(names, 1)]
     if ESCAPED in columns:
         columns = [*map(unescape, columns)]
@@ -555,6 +558,14 @@ def _column_name(name: str, place: int) -> str:
     """Return a name on one line, as spreadsheets wrap them, without invisible signs."""
     shown = re.sub(r"\s*[\r\n]+\s*", " ", name.strip())
     return "".join(mark for mark in shown if unicodedata.category(mark) != "Cf").strip() or f"column {place}"
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > MAX_COLUMNS:
+        raise ManifestError(
+            f"{path} has {count:,} columns; expected {MAX_COLUMNS:,} at most: leave out those that are no part"
+            " of a post"
+        )
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:
@@ -714,6 +725,7 @@ def _parquet_table(path: Path, file: IO[bytes], source: Path | IO[bytes], notes:
         raise ManifestError(
             f"{path} is not a Parquet file that can be read: {error}; convert it or give another"
         ) from error
+    _check_count(path, len(schema.names))
     check_names(path, schema.names)
     encoded = {field.name for field in schema if (field.metadata or {}).get(b"selftrain") == b"json"}
     return Table("Parquet", tuple(schema.names), _parquet_rows(path, opened, file, encoded, notes), notes)

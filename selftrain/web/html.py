@@ -6,12 +6,16 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
 from selftrain._util.printable import printable_lines
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _HERE = Path(__file__).parent
 _DASH = "\N{EN DASH}"
@@ -44,6 +48,14 @@ def render_page(
         styles: Names of style sheets that follow page.css.
         served: Whether a server of ours answers the page's requests; else it asks for nothing at all.
     """
+    style, script = _read(("page.css", *styles), folder), _read(scripts, folder)
+    policy = security_policy(style, script, served=served)
+    page = {"style": style, "script": script, "security_policy": None if served else policy}
+    return RenderedPage(_environment(folder).get_template(template).render({**values, **page}), policy)
+
+
+@cache  # templates are compiled once a process
+def _environment(folder: Path) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -60,10 +72,7 @@ def render_page(
         "signed": lambda value: f"{value:+.3f}",
         "percent": lambda value: f"{value:.0%}",
     }
-    style, script = _read(("page.css", *styles), folder), _read(scripts, folder)
-    policy = security_policy(style, script, served=served)
-    page = {"style": style, "script": script, "security_policy": None if served else policy}
-    return RenderedPage(environment.get_template(template).render({**values, **page}), policy)
+    return environment
 
 
 def security_policy(style: str, script: str, *, served: bool = False) -> str:
