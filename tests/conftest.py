@@ -72,6 +72,12 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 @pytest.fixture(scope="session")
+def quickstart_cache(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A cache of features for tests that run the quickstart, whose posts are the same everywhere."""
+    return made_once("quickstart-cache", lambda _: None)
+
+
+@pytest.fixture(scope="session")
 def small_run(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The folder of a real finished run: 120 drawn posts, two rounds of ten candidates, offline agents.
 

@@ -374,17 +374,29 @@ FULL = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A place as above, with a run `whole` that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    draw_posts(folder, POSTS, seed=2)
+    (folder / "recipe.toml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "load_backbone", light_backbone)
+        go(folder, out="whole")
+        yield folder
+
+
 @pytest.mark.parametrize("point", FULL)
-def test_a_disk_that_fills_up_anywhere_stops_the_run_and_nothing_is_lost(place, monkeypatch, point):
+def test_a_disk_that_fills_up_anywhere_stops_the_run_and_nothing_is_lost(whole, tmp_path, monkeypatch, point):
     owner, name, matches, nth, expected = FULL[point]
+    cache, run = f'backbone.cache="{tmp_path / "cache"}"', tmp_path / "run"
     with monkeypatch.context() as patch:
         full_at(patch, owner, name, matches, nth)
         with pytest.raises(expected, match=r"the disk is full|no space"):
-            go(place)
-    assert not list((place / "run").rglob(".*.tmp"))
-    assert len(go(place)) == 3
-    go(place, out="whole")
-    assert (place / "run/grown.jsonl").read_bytes() == (place / "whole/grown.jsonl").read_bytes()
+            go(whole, cache, out=run)
+    assert not list(run.rglob(".*.tmp"))
+    assert len(go(whole, cache, out=run)) == 3
+    assert (run / "grown.jsonl").read_bytes() == (whole / "whole/grown.jsonl").read_bytes()
 
 
 def mounted(action, target, size="64k"):
@@ -397,18 +409,17 @@ def mounted(action, target, size="64k"):
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
-def test_a_really_full_disk_stops_the_run_and_with_space_the_same_command_ends_the_same(place):
-    disk = place / "disk"
+def test_a_really_full_disk_stops_the_run_and_with_space_the_same_command_ends_the_same(whole, tmp_path):
+    disk = tmp_path / "disk"
     disk.mkdir()
     if (result := mounted("mount", disk)).returncode:
         pytest.skip(f"may not mount a small disk: {result.stderr.strip()}")
     try:
         with pytest.raises(StorageError, match="the disk is full"):
-            go(place, out="disk/run")
+            go(whole, out=disk / "run")
         assert (disk / "run/rounds/0000/metrics.json").exists(), "the disk was too small for a round"
         assert mounted("remount", disk, "8m").returncode == 0
-        assert len(go(place, out="disk/run")) == 3
-        go(place, out="whole")
-        assert (disk / "run/grown.jsonl").read_bytes() == (place / "whole/grown.jsonl").read_bytes()
+        assert len(go(whole, out=disk / "run")) == 3
+        assert (disk / "run/grown.jsonl").read_bytes() == (whole / "whole/grown.jsonl").read_bytes()
     finally:
         mounted("umount", disk)

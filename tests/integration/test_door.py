@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from loop_child import LightBackbone, light_backbone
 
 import selftrain as st
 from agents import SimulatedAgent, symmetric
 from selftrain.errors import RunMismatchError
+from selftrain.models import pretrained
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +40,8 @@ RECIPE = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\nlabelled = 100\n
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Posts of words alone, where the program is run."""
+    """Posts of words alone, where the program is run; recipes take a backbone that costs little."""
+    monkeypatch.setattr(pretrained, "load_backbone", light_backbone)
     st.draw_posts(tmp_path / "drawn", 2000)
     rows = map(json.loads, (tmp_path / "drawn/manifest.jsonl").read_text().splitlines())
     words = ({**row, "images": []} for row in rows if row["text"].strip())
@@ -65,8 +68,8 @@ def test_the_program_runs_as_it_stands(home, monkeypatch, capsys):
     # nothing is fetched: a hub that cannot be reached is asked five times, with pauses
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     if not clip_is_here():
-        # without the published weights, what comes in packages takes their place
-        encoder = st.backbones.MiniLMEfficientNet()
+        # without the published weights, another backbone takes their place
+        encoder = LightBackbone()
         monkeypatch.setattr(st.backbones, "CLIP", lambda *given: named.append(given) or encoder)
     scope = {"reviewer": reviewer, "user": user, "posts": posts[:5]}
     exec(compile(PROGRAM, "the door", "exec"), scope)

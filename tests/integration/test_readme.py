@@ -50,14 +50,14 @@ def blocks(guide: str = "README.md") -> list[Block]:
     ]
 
 
-def run_block(block: Block, folder: Path) -> str:
+def run_block(block: Block, folder: Path, cache: Path) -> str:
     """What the block prints; where it fails, the test fails with the block's line."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_"))
     }
     environment |= {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "SELFTRAIN_CACHE": str(folder / "cache"),
+        "SELFTRAIN_CACHE": str(cache),
     }
     shell = ["bash", "-euo", "pipefail", "-c"]
     command = [sys.executable, "-c"] if block.language == "python" else shell
@@ -88,7 +88,7 @@ def without_make(block: Block) -> Block | None:
     return block._replace(code="selftrain quickstart") if target == "quickstart" else None
 
 
-def follow(guide: str, folder: Path) -> dict[int, str]:
+def follow(guide: str, folder: Path, cache: Path) -> dict[int, str]:
     """Run every block of a guide in a fresh folder, in order; what each printed, by its line."""
     # the README calls the environment that make leaves by this name
     (folder / ".venv").mkdir()
@@ -99,15 +99,15 @@ def follow(guide: str, folder: Path) -> dict[int, str]:
         if runs is not None and runs.code.startswith("make "):
             runs = without_make(runs)
         if runs is not None:
-            said[block.line] = run_block(runs, folder)
+            said[block.line] = run_block(runs, folder, cache)
     return said
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
+def followed(tmp_path_factory, quickstart_cache):
     """A fresh folder in which every block of the README was run, and what each printed, by its line."""
     folder = tmp_path_factory.mktemp("readme")
-    return folder, follow("README.md", folder)
+    return folder, follow("README.md", folder, quickstart_cache)
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -128,7 +128,7 @@ def test_the_blocks_run_in_order_and_leave_what_the_text_says(followed):
 
 
 def test_the_first_steps_lead_to_predictions(tmp_path):
-    follow("docs/first-steps.md", tmp_path)
+    follow("docs/first-steps.md", tmp_path, tmp_path / "cache")
     for file in ("candidates.jsonl", "verdicts.jsonl", "model.safetensors", "metrics.json"):
         assert (tmp_path / "runs" / "mine" / "rounds" / "0001" / file).is_file(), file
     predicted = [json.loads(line) for line in (tmp_path / "predicted.jsonl").read_text().splitlines()]

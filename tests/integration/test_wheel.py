@@ -100,7 +100,8 @@ def test_the_command_shows_its_help_from_any_folder(environment, tmp_path):
     assert "quickstart" in shown
 
 
-def test_quickstart_runs_from_any_folder(environment, tmp_path):
+def test_quickstart_runs_from_any_folder(environment, tmp_path, quickstart_cache, monkeypatch):
+    monkeypatch.setenv("SELFTRAIN_CACHE", str(quickstart_cache))
     folder = tmp_path / "first"
     run(environment / "bin" / "selftrain", "quickstart", "--out", folder, cwd=tmp_path, timeout=900)
     assert (folder / "recipe.toml").is_file()
