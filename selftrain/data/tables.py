@@ -563,7 +563,7 @@ def _column_name(name: str, place: int) -> str:
 def _check_count(path: Path, count: int) -> None:
     if count > MAX_COLUMNS:
         raise ManifestError(
-            f"{path} has {count:,} columns; at most {MAX_COLUMNS:,} are read: leave out those that no post needs"
+            f"{path} has {count:,} columns; at most {MAX_COLUMNS:,} are read: leave out what no post needs"
         )
 
 
