@@ -128,7 +128,9 @@ class OnRay:
                 _Worker, fn_constructor_args=(stage,), batch_size=1, batch_format="pyarrow",
                 num_cpus=self.cpus, num_gpus=self.gpus or None,
                 # none goes while it waits: the next one would have to load the model again
-                compute=data.ActorPoolStrategy(min_size=min(room, self.workers or room), max_size=self.workers),
+                compute=data.ActorPoolStrategy(
+                    min_size=min(room, self.workers or room), max_size=self.workers
+                ),
             )  # fmt: skip
         try:
             for batch in mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
