@@ -103,6 +103,14 @@ class UsageTotals(NamedTuple):
     usage: Usage = Usage()  # tokens of the calls
     seconds: float = 0.0  # sum over the calls, which run side by side
 
+    def plus(self, other: UsageTotals) -> UsageTotals:
+        """Return both together."""
+        used = Usage(*(a + b for a, b in zip(self.usage, other.usage, strict=True)))
+        return UsageTotals(
+            self.calls + other.calls, self.stored + other.stored, self.failed + other.failed, used,
+            self.seconds + other.seconds,
+        )  # fmt: skip
+
     def minus(self, earlier: UsageTotals) -> UsageTotals:
         """Return what came since `earlier`."""
         used = Usage(*(a - b for a, b in zip(self.usage, earlier.usage, strict=True)))

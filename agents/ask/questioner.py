@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from agents.ask.answer_schema import AnswerForm, AnswerSchema
-from agents.ask.metering import PostPrompt, Response
+from agents.ask.metering import PostPrompt, Response, UsageTotals
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import BUILT_IN, PromptFiles, unsure_beside
-from agents.ask.runner import Runner
-from agents.client.base import PromptSize
+from agents.ask.runner import DEFAULT, Runner
+from agents.client.base import Identity, PromptSize
 from agents.errors import TooManyFailedError
 from agents.judgment import PostLike, State
 
@@ -123,7 +123,7 @@ class Questioner:
             TooManyFailedError: More questions without a usable answer than tolerated; raised as soon as it
                 is clear, not after the last post. Else as `Runner.map`.
         """
-        failures = _Failures(self._max_failed)
+        failures = FailedQuestions(self._max_failed)
 
         async def one(item: PostQuestions) -> tuple[QuestionAnswer, ...]:
             prepared = await self.runner.prepare(item.post)
@@ -133,12 +133,19 @@ class Questioner:
                 answer = await self._answer(prepared, question)
                 answers.append(answer)
                 failures.count(item.post.id, answer)
-                failures.check(_FEWEST)
             return tuple(answers)
 
         answers = self.runner.map("posts", posts, one)
-        failures.check(1)
+        failures.check()
         return answers
+
+    def usage(self) -> UsageTotals:
+        """Return what this process has asked and paid so far."""
+        return self.runner.usage()
+
+    def answered_by(self) -> Identity | None:
+        """Return the model that was asked; None: nothing was."""
+        return self.runner.reached().get(DEFAULT)
 
     def measure(self, posts: Sequence[PostQuestions]) -> list[PromptSize]:
         """Return the size of every prompt about `posts`; no answer is asked for.
@@ -186,8 +193,8 @@ class Questioner:
         return QuestionAnswer.of(question, response)
 
 
-class _Failures:
-    """Counts questions, and those without a usable answer."""
+class FailedQuestions:
+    """Counts questions, and those without a usable answer, of which a share of `most` is tolerated."""
 
     def __init__(self, most: float) -> None:
         self._most = most
@@ -195,12 +202,14 @@ class _Failures:
         self._failed: list[tuple[str, QuestionAnswer]] = []
 
     def count(self, post_id: str, answer: QuestionAnswer) -> None:
+        """Take in what came back; raises as `check`, once there are enough to say so."""
         self._asked += 1
         if answer.state is State.FAILED:
             self._failed.append((post_id, answer))
+        self.check(_FEWEST)
 
-    def check(self, fewest: int) -> None:
-        """Stop where more failed than tolerated, of `fewest` questions or more."""
+    def check(self, fewest: int = 1) -> None:
+        """Raise TooManyFailedError where more failed than tolerated, of `fewest` questions or more."""
         if self._asked < fewest or len(self._failed) <= self._most * self._asked:
             return
         lines = [

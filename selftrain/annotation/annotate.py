@@ -5,18 +5,29 @@ What is asked about which post, and what it would cost, is known before anything
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
 from agents.ask.answer_schema import AnswerForm
 from agents.ask.metering import UsageTotals
-from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
-from agents.ask.runner import DEFAULT
+from agents.ask.questioner import (
+    AgentQuestion,
+    FailedQuestions,
+    PostQuestions,
+    QuestionAnswer,
+    Questioner,
+    QuestionPrompts,
+)
+from agents.client.base import Identity
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
+from agents.judgment import PostLike
 from backbones.images import MAX_PIXELS
+from backbones.progress import progress_bar
 from selftrain._util.plugins import accepted
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import FINAL, ModelAnswer, filled, known_answers, read_given
@@ -25,12 +36,14 @@ from selftrain.data.manifest import ManifestReport, Tolerance, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, load_task
+from selftrain.engine.mapping import Engine
 from selftrain.errors import ManifestError, RecipeError, TaskError
 from selftrain.panels import ModelServers, brief_of
 from selftrain.store.atomic import write_json
 
 SAMPLE = 16
 """Posts whose prompts are measured."""
+_BLOCK = 256  # posts that a worker is given at once
 
 
 class AnnotationSettings(NamedTuple):
@@ -237,6 +250,99 @@ def build_questioner(
     )
 
 
+# ---- by the workers of a cluster -------------------------------------------------------------------------
+
+
+class Asked(Protocol):
+    """A `Questioner`, or many as one."""
+
+    def ask(self, posts: Sequence[PostQuestions]) -> list[tuple[QuestionAnswer, ...]]:
+        """See `Questioner.ask`."""
+        ...
+
+    def usage(self) -> UsageTotals:
+        """Return what has been asked and paid so far."""
+        ...
+
+    def answered_by(self) -> Identity | None:
+        """Return the model that was asked; None: nothing was."""
+        ...
+
+
+class QuestionerPool:
+    """The questioners of an engine's workers, asked as one: the answers are those of one process.
+
+    Workers share their answers in the database of the settings, which also keeps the token cap over all.
+
+    Args:
+        engine: Whose workers ask.
+        build: Makes one worker's questioner, which itself tolerates any number of failed questions.
+        max_failed: As of `build_questioner`, of all workers together.
+        progress: Draw a bar over the posts.
+    """
+
+    def __init__(
+        self, engine: Engine, build: Callable[[], Questioner], *, max_failed: float, progress: bool = False
+    ) -> None:
+        self._engine, self._build, self._max_failed = engine, build, max_failed
+        self._progress = progress
+        self._usage, self._model = UsageTotals(), cast("Identity | None", None)
+
+    def ask(self, posts: Sequence[PostQuestions]) -> list[tuple[QuestionAnswer, ...]]:
+        """See `Questioner.ask`; EngineError: as of the engine."""
+        failures, answers = FailedQuestions(self._max_failed), list[tuple[QuestionAnswer, ...]]()
+        # workers have folders of their own
+        sent = [one._replace(post=_from_anywhere(one.post)) for one in posts]
+        blocks = [sent[start : start + _BLOCK] for start in range(0, len(sent), _BLOCK)]
+        with (
+            progress_bar(total=len(posts), disable=not self._progress, desc="posts") as bar,
+            self._engine.map(partial(iter, blocks), partial(_asking, self._build)) as found,
+        ):
+            for block, done in zip(blocks, found, strict=True):
+                self._usage, self._model = self._usage.plus(done.usage), done.model
+                answers += done.answers
+                for item, each in zip(block, done.answers, strict=True):
+                    for answer in each:
+                        failures.count(item.post.id, answer)
+                bar.update(len(block))
+        failures.check()
+        return answers
+
+    def usage(self) -> UsageTotals:
+        """Return what the workers have asked and paid so far."""
+        return self._usage
+
+    def answered_by(self) -> Identity | None:
+        """Return the model that was asked; None: nothing was."""
+        return self._model
+
+
+class _AskedBlock(NamedTuple):
+    """What a worker gives back."""
+
+    answers: list[tuple[QuestionAnswer, ...]]
+    usage: UsageTotals
+    model: Identity | None
+
+
+def _asking(build: Callable[[], Questioner]) -> Callable[[Sequence[PostQuestions]], _AskedBlock]:
+    """Make a questioner, and return what asks it about posts: a `Stage` of the engines."""
+    questioner = build()
+
+    def ask(block: Sequence[PostQuestions]) -> _AskedBlock:
+        before = questioner.usage()
+        answers = questioner.ask(block)
+        return _AskedBlock(answers, questioner.usage().minus(before), questioner.answered_by())
+
+    return ask
+
+
+def _from_anywhere(post: PostLike) -> PostLike:
+    return (
+        replace(post, images=tuple(one.absolute() for one in post.images)) if isinstance(post, Post) else post
+    )
+
+
 # ---- the whole of it ------------------------------------------------------------------------------------
 
 
@@ -292,7 +398,7 @@ def prepare_annotation(
     return PreparedAnnotation(task, read_task, chosen, direct, found, tuple(planned), out)
 
 
-def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedManifest:
+def annotate(prepared: PreparedAnnotation, questioner: Asked) -> AnnotatedManifest:
     """Ask everything that is planned, then write the manifest and the report.
 
     Nothing is written before the last answer is there; killed before, the same call finds what was paid for
@@ -301,7 +407,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
     asking = [one for one in prepared.plan if one.asks]
     posts = answer_questions(prepared.plan, prepared.questions, questioner)
     report = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
-    usage, identity, out = questioner.runner.usage(), questioner.runner.reached().get(DEFAULT), prepared.out
+    usage, identity, out = questioner.usage(), questioner.answered_by(), prepared.out
     record = {
         "manifest": str(prepared.manifest.path),
         "task": str(prepared.task_file),
@@ -319,7 +425,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
 
 
 def answer_questions(
-    plan: Sequence[PlannedPost], questions: Sequence[Question], questioner: Questioner
+    plan: Sequence[PlannedPost], questions: Sequence[Question], questioner: Asked
 ) -> list[Post]:
     """Ask everything that is planned; return the posts with what was answered. Raises as `Questioner.ask`."""
     asking = [one for one in plan if one.asks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from selftrain._util.printable import printable
 from selftrain.cli import options
 from selftrain.cli.options import COST, option, several
 from selftrain.cli.printing import console, number, plain, table
+from selftrain.errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +23,7 @@ with deferred():
     from selftrain.annotation import annotate as annotation
     from selftrain.annotation import answer_report
     from selftrain.data import manifest as manifests
+    from selftrain.engine import on_ray
 
 app = typer.Typer()
 
@@ -81,6 +84,7 @@ def annotate(
     token_cap: options.TokenCap = None,
     max_failed: MaxFailed = 0.1,
     estimate: Estimate = False,
+    workers: options.Workers,
 ) -> None:
     """Ask a model a task's questions about every post (process labels).
 
@@ -89,6 +93,7 @@ def annotate(
     shown to the model. Interrupted, the same command goes on; nothing is paid for twice.
     """
     options.refuse_idle_overrides(recipe, overrides)
+    engine = workers.engine()
     settings = annotation.annotation_settings(recipe, servers, token_cap, overrides)
     settings = settings._replace(tolerance=reading.tolerance(settings.tolerance))
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
@@ -97,6 +102,9 @@ def annotate(
         columns=reading.named,
     )  # fmt: skip
     _print_problems(prepared)  # to be known before anything is paid for
+    if engine is not None and not estimate:
+        _print_annotated(_annotate_on(engine, prepared, settings, prompts, max_failed))
+        return
     questioner = annotation.build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
     )
@@ -108,6 +116,27 @@ def annotate(
             _print_annotated(annotation.annotate(prepared, questioner))
     finally:
         questioner.close()
+
+
+def _annotate_on(
+    engine: on_ray.OnRay,
+    prepared: annotation.PreparedAnnotation,
+    settings: annotation.AnnotationSettings,
+    prompts: Path | None,
+    max_failed: float,
+) -> annotation.AnnotatedManifest:
+    """Annotate by the workers of a cluster; RecipeError: no database that they share their answers in."""
+    if not settings.vlm.database:
+        raise RecipeError(
+            "workers share the answers that were paid for, and the token cap, in a PostgreSQL database: name"
+            " it with --recipe FILE --set vlm.database=postgresql://..."
+        )
+    build = partial(
+        annotation.build_questioner, settings, prepared.task, prepared.out.absolute(),
+        prompts=None if prompts is None else prompts.absolute(), max_failed=1.0,
+    )  # fmt: skip
+    pool = annotation.QuestionerPool(engine, build, max_failed=max_failed, progress=sys.stderr.isatty())
+    return annotation.annotate(prepared, pool)
 
 
 def _print_problems(prepared: annotation.PreparedAnnotation) -> None:

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from annotation_helpers import MemoryBackend, answered, command, make_home, model, offered, rows, wording
+from ray_helpers import across_processes
 
 from agents.ask.questioner import QuestionAnswer
 from agents.client.base import Completion, Usage
@@ -18,8 +19,10 @@ from agents.errors import ServerLostError, ServerRefusedError
 from agents.judgment import State
 from selftrain.annotation.answers import known_answers, read_given
 from selftrain.cli import main
+from selftrain.cli.options import Workers
 from selftrain.data.manifest import read_manifest
 from selftrain.data.task import Question, load_task
+from selftrain.panels import cache_beside
 
 
 @pytest.fixture
@@ -539,3 +542,65 @@ def test_ctrl_c_says_how_to_go_on(home, serve, capsys):
         assert main(command(home)) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert backend.requests == []
+
+
+# ---- by workers -----------------------------------------------------------------------------------------
+
+
+class Across:
+    """Workers of a cluster, without one: everything is pickled on its way."""
+
+    def map(self, source, stage):
+        return across_processes(self, source, stage)
+
+
+@pytest.fixture
+def by_workers(home, monkeypatch):
+    """A function: what a command returns where workers ask, about so many posts at once."""
+    (home / "shared").mkdir()
+    monkeypatch.setattr("selftrain.panels.PostgresCache", lambda url: cache_beside(home / "shared" / "db"))
+    monkeypatch.setattr(Workers, "engine", lambda _: Across())
+    recipe = home / "recipe.toml"
+    recipe.write_text('[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n')
+    words = ("--recipe", str(recipe), "--set", "vlm.database=postgresql:///none", "--ray", "local")
+
+    def annotate(*more, block=1):
+        monkeypatch.setattr("selftrain.annotation.annotate._BLOCK", block)
+        return main(command(home, *more, *words))
+
+    return annotate
+
+
+@pytest.mark.parametrize("block", [1, 2, 256])
+def test_workers_give_the_manifest_of_one_process(home, serve, capsys, by_workers, block):
+    backend = serve()
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(Workers, "engine", lambda _: None)
+        assert main(command(home, "--direct", out="alone.jsonl")) == 0
+    once, told = asked(backend), capsys.readouterr().out
+    assert by_workers("--direct", block=block) == 0
+    assert (home / "annotated.jsonl").read_bytes() == (home / "alone.jsonl").read_bytes()
+    assert asked(backend) == sorted(once * 2)
+    assert capsys.readouterr().out == told.replace("alone", "annotated")
+    reports = [
+        json.loads((home / f"{name}.jsonl.report.json").read_text()) for name in ("alone", "annotated")
+    ]
+    for report in reports:
+        del report["written"], report["usage"]["seconds"]
+    assert reports[0] == reports[1]
+
+
+def test_workers_fail_together_as_one_process_does(home, serve, capsys, by_workers):
+    """Eleven questions about four posts: of any one post too few to say so."""
+    serve(lambda request: Completion("no answer", "stop", Usage(1, 0, 0, 1)))
+    assert by_workers() == 2
+    told = capsys.readouterr().err
+    assert "11 of 11 questions (100.0%) have no usable answer, at most 10.0% tolerated" in told
+    assert not (home / "annotated.jsonl").exists()
+    assert by_workers("--max-failed", "1") == 0
+
+
+def test_workers_without_a_database_are_refused(home, serve, capsys):
+    serve()
+    assert main(command(home, "--ray", "local")) == 2
+    assert "--set vlm.database=" in capsys.readouterr().err
