@@ -17,10 +17,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from annotation_helpers import TASK
+from model_server import ModelServer
 from processes import Process
 from ray_helpers import NotedPredictor, raises
 from serving_helpers import TextPredictor
 from test_readme import blocks
+from test_shared_answers import server, url  # noqa: F401 -- fixtures
 
 from selftrain.cli import main
 from selftrain.data.manifest import Tolerance
@@ -260,6 +263,33 @@ def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(cluste
         (store,) = (tmp_path / name).glob("*-2")
         runs[name] |= {file: (store / file).read_bytes() for file in ("rows.f32", "keys.bin")}
     assert runs["here"] == runs["there"]
+
+
+def test_workers_ask_a_model_and_no_answer_is_bought_twice(cluster, url, tmp_path, capsys):  # noqa: F811
+    """A real database and a server over HTTP; with a cap it ends early, without one it goes on."""
+    model = ModelServer()
+    (tmp_path / "task.toml").write_text(TASK)
+    write_table(tmp_path / "posts.jsonl", [{"id": f"p{n}", "text": f"words {n}"} for n in range(600)])
+    (tmp_path / "recipe.toml").write_text('[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n')
+
+    def words(out, *more):
+        return [
+            "annotate", str(tmp_path / "posts.jsonl"), "--task", str(tmp_path / "task.toml"),
+            "--out", str(tmp_path / out), "--server", model.stub.url, "--max-failed", "1", *more,
+        ]  # fmt: skip
+
+    assert main(words("here.jsonl")) == 0
+    told, asked = capsys.readouterr().out, sorted(model.bodies)
+    model.forget()
+    shared = ["--recipe", str(tmp_path / "recipe.toml"), "--set", f"vlm.database={url}"]
+    shared += ["--ray", cluster.address]
+    assert main(words("there.jsonl", *shared, "--token-cap", "9000")) == 2
+    assert "at most 9,000 are spent" in capsys.readouterr().err
+    assert 0 < len(model.bodies) < len(asked)
+    assert main(words("there.jsonl", *shared)) == 0
+    assert sorted(model.bodies) == asked
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+    assert f"{len(asked):,} calls" in told
 
 
 @pytest.fixture
