@@ -26,6 +26,8 @@ from agents.judgment import State
 
 AnswerForm: TypeAlias = Literal["reason_first", "label_first", "label_only", "cot"]
 
+NOT_JSON = "not JSON"
+"""The fault of an answer that is something else, such as a guard model's."""
 NO_CLAUSE = "none"
 """What an answer names where no clause of the policy decides."""
 MOST_GUARD = 400
@@ -196,7 +198,7 @@ def parse_answer(completion: Completion, schema: AnyForm) -> ParsedAnswer:
         # where no schema holds it, a model puts words or a fence of code around its object
         record = json.loads(text[text.find("{") : text.rfind("}") + 1] or text)
     except (ValueError, RecursionError):
-        return ParsedAnswer.failed("not JSON")
+        return ParsedAnswer.failed(NOT_JSON)
     if fault := _malformed(record, schema):
         return ParsedAnswer.failed(fault)
     rationale = record.get("rationale", "").strip()

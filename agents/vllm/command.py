@@ -34,6 +34,10 @@ FEW_CORES = 4
 """Up to so many, the core that vLLM keeps free for its other processes is missed more than it helps."""
 
 THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
+STEP_VARIABLE, STEP_SECONDS = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "3600"
+"""After 300 seconds of one step vLLM takes its worker for dead, and ends. On a busy machine's CPU a step of
+2,048 tokens of a model of 1.5 billion weights takes longer than that."""
+
 KEY_VARIABLE = "VLLM_API_KEY"
 """The key travels in the environment, which other users cannot read; every user can read command lines."""
 
@@ -312,6 +316,7 @@ def _environment(
         chosen["HF_HUB_OFFLINE"] = environ.get("HF_HUB_OFFLINE", "1")
     if interpreter.on_cpu:
         chosen["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+        chosen[STEP_VARIABLE] = environ.get(STEP_VARIABLE, STEP_SECONDS)
         if binding := environ.get(THREADS_VARIABLE) or thread_binding():
             chosen[THREADS_VARIABLE] = binding
     if not interpreter.accelerator:

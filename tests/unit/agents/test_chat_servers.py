@@ -209,6 +209,22 @@ def test_a_server_passes_the_check_and_a_round(name, tmp_path):
     assert 6 <= calls <= 6 * (1 + len(THINKING) + 2)
 
 
+def test_the_check_of_a_guard_model_says_how_it_is_asked():
+    seen = []
+
+    async def safe(stub, received, writer):
+        writer.write(response(200, completion("safe")))
+
+    async def scenario():
+        stub = await Lone(safe, **BARE).start()
+        seen.extend(await asyncio.to_thread(lambda: list(check_server(stub.url))))
+        await stub.stop()
+
+    run(scenario())
+    assert not seen[-1].passed
+    assert 'give it a role with kind = "guard"' in seen[-1].detail
+
+
 def classified(scores):
     async def behave(stub, received, writer):
         found = {name: score > 0.5 for name, score in scores.items()}

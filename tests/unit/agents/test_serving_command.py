@@ -82,6 +82,7 @@ def test_on_the_cpu(model):
     assert command.environment == threads | {
         "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1",
         "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(FOLDER),
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",
     }  # fmt: skip
     assert command.endpoint == "http://127.0.0.1:8000"
     assert (command.models, command.images, command.server) == (("small-vlm",), 16, "vllm 0.32.0")
@@ -108,7 +109,8 @@ def test_on_gpus(model):
     assert json.loads(value(command, "--limit-mm-per-prompt"))["image"] == 4
     assert command.argv[-2:] == ("--max-num-batched-tokens", "4096")
     assert "--enforce-eager" not in command.argv
-    assert not {"PYTHONPATH", "VLLM_CPU_KVCACHE_SPACE"} & command.environment.keys()
+    on_cpu = {"PYTHONPATH", "VLLM_CPU_KVCACHE_SPACE", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"}
+    assert not on_cpu & command.environment.keys()
 
 
 def test_a_folder_as_mistral_writes_it(tmp_path):
@@ -147,10 +149,12 @@ def test_the_key_is_no_part_of_the_command_line_nor_of_its_representation(model)
 
 
 def test_what_is_inherited_stays(model):
-    inherited = {"PYTHONPATH": "/mine:/yours", "HF_HUB_OFFLINE": "0"}
+    seconds = {"VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "900"}
+    inherited = {"PYTHONPATH": "/mine:/yours", "HF_HUB_OFFLINE": "0", **seconds}
     environment = built(CPU, model, environ=inherited).environment
     assert environment["PYTHONPATH"] == f"{FOLDER}:/mine:/yours"
     assert environment["HF_HUB_OFFLINE"] == "0"
+    assert seconds.items() <= environment.items()
 
 
 def test_adapters_get_room_for_the_largest_rank(model, tmp_path):
