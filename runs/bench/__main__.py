@@ -24,7 +24,7 @@ class Study(NamedTuple):
 STUDIES = {
     "hsol": Study(
         "offensive tweets (Davidson et al. 2017): the loop against labels alone",
-        "--n 100 --seeds 0,1",
+        "--n 100 --seeds 0,1 --set rounds.max=1",
         "loop_study",
     ),
     "harmeme": Study(
@@ -46,7 +46,7 @@ STUDIES = {
     ),
     "emotion": Study(
         "four classes, agents drawn from the labels: the same rules and peers",
-        "--n 100 --seeds 0,1 --asked 500",
+        "--n 100 --seeds 0,1 --asked 500 --methods labels_only,cleanlab,dawid_skene,ours",
     ),
     "frontier": Study(
         "what a euro buys, as labels by people and as answers of models",

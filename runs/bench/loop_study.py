@@ -179,9 +179,12 @@ def import_data(study: LoopStudy, data: Path, folder: Path) -> list[str]:
     if not source.exists():
         raise DataError(f"{source} is not there: {study.where}, and say with --data where it is")
     imported = import_named(study.name, source, folder / "data", allow_missing_images=True)
+    settings = [f"data.manifest={imported.manifest}", f"data.task={imported.task}", "data.split=shares"]
     if study.most is not None:
         _draw(imported.manifest, study.most)
-    return [f"data.manifest={imported.manifest}", f"data.task={imported.task}", "data.split=shares"]
+        # most of the pool, as on HSOL: 16 of 20 posts are train, some of them labelled or copies of others
+        settings.append(f"selection.k={12 * study.most // 10}")
+    return settings
 
 
 def _draw(manifest: Path, most: int) -> None:

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -27,6 +28,7 @@ FIGURES = CHECKOUT / "docs" / "benchmarks"
 PLOT = CHECKOUT / "docs" / "benchmarks.svg"
 FRONTIER = CHECKOUT / "docs" / "frontier.svg"
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
+README = CHECKOUT / "README.md"
 METRICS = ("macro_f1", "auc")
 
 
@@ -49,11 +51,14 @@ class Column(NamedTuple):
 # ---- kinds of tables ------------------------------------------------------------------------------------
 
 
-def means(figures: Figures, rows: Sequence[Row], columns: Sequence[Column]) -> Iterator[str]:
+def means(
+    figures: Figures, rows: Sequence[Row], columns: Sequence[Column], *, dataset: str | None = None
+) -> Iterator[str]:
     """Yield macro-F1, mean ± sd over the seeds; the best method of a column that is no ceiling is bold."""
     yield from _head("", [column.label for column in columns])
     drawn = [
-        [list(figures.values(row.method, one.n, "macro_f1").values()) for one in columns] for row in rows
+        [list(figures.values(row.method, one.n, "macro_f1", dataset=dataset).values()) for one in columns]
+        for row in rows
     ]
     best = [
         max(fmean(cells[c]) for cells, row in zip(drawn, rows, strict=True) if cells[c] and not row.ceiling)
@@ -124,6 +129,7 @@ def _line(first: str, cells: Sequence[str]) -> str:
 
 
 LABELS = (Column("n=100", 100), Column("n=50", 50))
+MORE_LABELS = (Column("n=250", 250), *LABELS)
 LOOP = (
     Row("labels only, logistic regression (C=1)", "labels_only C=1"),
     Row("labels only, logistic regression (C=10)", "labels_only C=10"),
@@ -135,6 +141,7 @@ LOOP = (
     Row("selftrain, offline agents", "ours"),
     Row("all labels of the pool, logistic regression (C=1)", "all_labels C=1", ceiling=True),
 )
+WORDS = ("sentiment140", "hateful-memes", "tweeteval-offensive")
 JUDGED = ("hatebiasnet", "hatevlms_mami", "hatexplain", "tweeteval_hate")
 EMOTION = ("emotion, agents 0.8, shared 0.7",)
 JUDGES = (
@@ -277,10 +284,24 @@ def _selection(figures: Figures) -> Iterator[str]:
         yield _line(label, [f"{fmean(one):.3g}" for one in drawn])
 
 
+def _words(name: str, figures: Figures) -> Iterator[str]:
+    yield from means(figures, LOOP, MORE_LABELS, dataset=name)
+
+
+def first_page() -> Iterator[str]:
+    """Yield README's table: four figures and no more."""
+    yield from _head("test macro-F1, 100 labels", ["labels alone", "selftrain, offline agents"])
+    for label, file in {"HSOL (tweets)": "hsol", "HarMeme (memes)": "harmeme"}.items():
+        figures = Figures(FIGURES / f"{file}.jsonl")
+        drawn = (figures.values(method, 100, "macro_f1") for method in ("labels_only C=10", "ours"))
+        yield _line(label, [_spread(list(one.values())) for one in drawn])
+
+
 Lines = Callable[[Figures], Iterator[str]]
 TABLES: Mapping[str, tuple[str, Lines]] = {
     "hsol": ("hsol", lambda figures: means(figures, LOOP, LABELS)),
     "harmeme": ("harmeme", lambda figures: means(figures, LOOP, LABELS[:1])),
+    **{name: ("words", partial(_words, name)) for name in WORDS},
     "judges": ("judges", lambda figures: points(figures, JUDGED, JUDGES, EVERY_SIZE)),
     "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),
     "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], reference="ours")),
@@ -337,6 +358,8 @@ def filled(text: str, name: str, lines: Sequence[str]) -> str:
 def written(page: Path) -> str:
     """Return a page with its tables as the figures have them."""
     text = page.read_text(encoding="utf-8")
+    if page == README:
+        return filled(text, "measured", list(first_page()))
     for name in TABLES:
         text = filled(text, name, table(name))
     return text
@@ -371,15 +394,17 @@ def draw(figures: Figures, file: Path) -> None:
 
 
 def main() -> int:
-    """Write the tables of the page and its plot, or say whether the tables are as the figures have them."""
+    """Write the tables of both pages and the plots, or say whether the tables are as the figures have them."""
     parser = argparse.ArgumentParser(prog="python -m runs.bench.page", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a table is another")
-    text = written(PAGE)
+    texts = {page: written(page) for page in (PAGE, README)}
     if parser.parse_args().check:
-        same = text == PAGE.read_text(encoding="utf-8")
-        print(f"{PAGE}: {'as its figures' if same else 'not as its figures: python -m runs.bench.page'}")
-        return int(not same)
-    PAGE.write_text(text, encoding="utf-8")
+        same = {page: text == page.read_text(encoding="utf-8") for page, text in texts.items()}
+        for page, is_same in same.items():
+            print(f"{page}: {'as its figures' if is_same else 'not as its figures: python -m runs.bench.page'}")
+        return int(not all(same.values()))
+    for page, text in texts.items():
+        page.write_text(text, encoding="utf-8")
     judges = Figures(FIGURES / "judges.jsonl")
     draw(judges, PLOT)
     frontier.draw(judges, JUDGED, FRONTIER)
