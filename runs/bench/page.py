@@ -394,14 +394,15 @@ def draw(figures: Figures, file: Path) -> None:
 
 
 def main() -> int:
-    """Write the tables of both pages and the plots, or say whether the tables are as the figures have them."""
+    """Write the tables and plots, or say whether the tables are as the figures have them."""
     parser = argparse.ArgumentParser(prog="python -m runs.bench.page", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a table is another")
     texts = {page: written(page) for page in (PAGE, README)}
     if parser.parse_args().check:
         same = {page: text == page.read_text(encoding="utf-8") for page, text in texts.items()}
         for page, is_same in same.items():
-            print(f"{page}: {'as its figures' if is_same else 'not as its figures: python -m runs.bench.page'}")
+            told = "as its figures" if is_same else "not as its figures: python -m runs.bench.page"
+            print(f"{page}: {told}")
         return int(not all(same.values()))
     for page, text in texts.items():
         page.write_text(text, encoding="utf-8")

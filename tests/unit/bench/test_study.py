@@ -115,6 +115,8 @@ def test_a_large_set_is_cut_to_as_many_posts_of_each_class_always_the_same(tmp_p
         (tmp_path / place).mkdir()
         settings = dict(one.split("=") for one in import_data(study, tmp_path, tmp_path / place))
         manifests.append(Path(settings["data.manifest"]).read_text())
+        # of 6 posts 4.8 are train: HSOL's 6,000 a round would be refused
+        assert 0 < int(settings["selection.k"]) <= 4
     assert manifests[0] == manifests[1]
     labels = [json.loads(line)["label"] for line in manifests[0].splitlines()]
     assert (labels.count("positive"), labels.count("negative")) == (3, 3)
