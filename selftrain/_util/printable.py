@@ -11,6 +11,9 @@ from itertools import islice
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _JOINERS = frozenset("\u200c\u200d")  # hold emoji and some scripts together, and do no harm
 
+LISTED = 12
+"""So many names, or faults, are told of a file that may have any number."""
+
 
 def printable(text: str) -> str:
     """Write every character of `text` that could steer a terminal, or hide, as an escape.
@@ -35,7 +38,7 @@ def shorten(value: object) -> str:
 
 def first_of(names: Collection[str]) -> str:
     """Show the first dozen names as a list, each shortened: a header may be as long as its file."""
-    shown = [shorten(name) for name in islice(names, 12)]
+    shown = [shorten(name) for name in islice(names, LISTED)]
     return f"[{', '.join(shown)}{', ...' if len(names) > len(shown) else ''}]"
 
 

@@ -18,6 +18,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -735,13 +736,11 @@ def _parquet_rows(
 ) -> Iterator[RawRow]:
     import pyarrow as pa
 
-    number, left = 0, max(_ROOM, MAX_RATIO * path.stat().st_size)
+    number = 0
     with file, opened:
+        rows_at_once = _check_parquet(path, opened)
         try:
-            for batch in opened.iter_batches(batch_size=_batch_size(path, opened.metadata, left)):
-                left -= sum(map(_size, batch.columns))
-                if left < 0:
-                    raise _bomb(path)
+            for batch in opened.iter_batches(batch_size=rows_at_once):
                 columns = [_values(batch.column(place)) for place in range(batch.num_columns)]
                 for values in zip(*columns, strict=True):
                     number += 1
@@ -752,13 +751,26 @@ def _parquet_rows(
             raise ManifestError(f"{path} is damaged after row {number}: {error}; write it again") from error
 
 
-def _batch_size(path: Path, metadata: pq.FileMetaData, left: int) -> int:
-    """Return how many rows are read at once: a dictionary may repeat its largest value in each of them."""
+def _check_parquet(path: Path, opened: pq.ParquetFile) -> int:
+    """Refuse a bomb before a row of it is judged; return how many rows are read at once.
+
+    The metadata tells how large dictionaries are, not how often their largest value stands in rows: all is
+    decoded once and forgotten, which costs little beside judging the rows.
+    """
+    import pyarrow as pa
+
+    metadata, left = opened.metadata, max(_ROOM, MAX_RATIO * path.stat().st_size)
     groups = [metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups)]
     if sum(groups) > left or metadata.num_rows > max(_ROWS, MAX_RATIO * path.stat().st_size):
         raise _bomb(path)
     largest: int = max([1, *groups])
-    return min(max((1 << 28) // largest, 4), 8192)
+    rows = min(max((1 << 28) // largest, 4), 8192)
+    with suppress(pa.ArrowException, OSError):  # damage is told when its rows are read: none come behind it
+        for batch in opened.iter_batches(batch_size=rows):
+            left -= sum(map(_size, batch.columns))
+            if left < 0:
+                raise _bomb(path)
+    return rows
 
 
 def _size(column: pa.Array) -> int:

@@ -32,6 +32,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selftrain._util.files import read_toml
+from selftrain._util.printable import LISTED, first_of, shorten
 from selftrain._util.types import Json
 from selftrain.errors import TaskError
 from selftrain.store import checksums
@@ -254,15 +255,19 @@ def _faults(error: ValidationError) -> str:
     unknown = [str(one["loc"][-1]) for one in faults if one["type"] == "extra_forbidden"]
     if unknown:
         known = [*_TaskFile.model_fields, *(f"questions.{name}" for name in _QuestionTable.model_fields)]
-        return f"the task has the unknown fields {unknown}; expected only {known}: correct or remove them"
-    return "; ".join(_fault(one["loc"], one["type"], one["input"]) for one in faults)
+        return (
+            f"the task has the unknown fields {first_of(unknown)}; expected only {known}: correct or remove"
+            " them"
+        )
+    told = [_fault(one["loc"], one["type"], one["input"]) for one in faults[:LISTED]]
+    return "; ".join([*told, *(["..."] if len(faults) > LISTED else [])])
 
 
 def _fault(loc: tuple[int | str, ...], kind: str, found: object) -> str:
     what = "the meaning of class" if loc[0] == "classes" else "the description of role"
     match loc:
         case ("classes" | "roles", name):
-            place = f"{what} {name!r}"
+            place = f"{what} {shorten(name)}"
         case ("questions", int(number), *rest):
             place = f"`{rest[0]}` of question {number + 1}" if rest else f"question {number + 1}"
         case _:
@@ -273,7 +278,7 @@ def _fault(loc: tuple[int | str, ...], kind: str, found: object) -> str:
         "model_type": "a table: one [[questions]] block a question",
         "model_attributes_type": "a table: one [[questions]] block a question",
     }
-    shown = "missing" if kind == "missing" else repr(found)
+    shown = "missing" if kind == "missing" else shorten(found)
     return f"{place} is {shown}; expected {expected.get(kind, 'a text that is not empty: write it')}"
 
 
