@@ -740,7 +740,7 @@ def _parquet_rows(
     with file, opened:
         rows_at_once = _check_parquet(path, opened)
         try:
-            for batch in opened.iter_batches(batch_size=rows_at_once):
+            for batch in _bounded(path, opened, rows_at_once):
                 columns = [_values(batch.column(place)) for place in range(batch.num_columns)]
                 for values in zip(*columns, strict=True):
                     number += 1
@@ -754,23 +754,32 @@ def _parquet_rows(
 def _check_parquet(path: Path, opened: pq.ParquetFile) -> int:
     """Refuse a bomb before a row of it is judged; return how many rows are read at once.
 
-    The metadata tells how large dictionaries are, not how often their largest value stands in rows: all is
-    decoded once and forgotten, which costs little beside judging the rows.
+    The metadata tells how large dictionaries are, not how often their largest value stands in rows: a file
+    that is soon read is decoded once and forgotten, a larger one is stopped on the way.
     """
     import pyarrow as pa
 
-    metadata, left = opened.metadata, max(_ROOM, MAX_RATIO * path.stat().st_size)
+    metadata, size = opened.metadata, path.stat().st_size
     groups = [metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups)]
-    if sum(groups) > left or metadata.num_rows > max(_ROWS, MAX_RATIO * path.stat().st_size):
+    if sum(groups) > max(_ROOM, MAX_RATIO * size) or metadata.num_rows > max(_ROWS, MAX_RATIO * size):
         raise _bomb(path)
     largest: int = max([1, *groups])
     rows = min(max((1 << 28) // largest, 4), 8192)
-    with suppress(pa.ArrowException, OSError):  # damage is told when its rows are read: none come behind it
-        for batch in opened.iter_batches(batch_size=rows):
-            left -= sum(map(_size, batch.columns))
-            if left < 0:
-                raise _bomb(path)
+    if size <= _ROOM:
+        with suppress(pa.ArrowException, OSError):  # damage is told when its rows are read
+            for _ in _bounded(path, opened, rows):
+                pass
     return rows
+
+
+def _bounded(path: Path, opened: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
+    """Give so many rows at once, until what they take is too many times the file."""
+    left = max(_ROOM, MAX_RATIO * path.stat().st_size)
+    for batch in opened.iter_batches(batch_size=rows):
+        left -= sum(map(_size, batch.columns))
+        if left < 0:
+            raise _bomb(path)
+        yield batch
 
 
 def _size(column: pa.Array) -> int:
