@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import add, neg
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
@@ -105,19 +106,21 @@ class UsageTotals(NamedTuple):
 
     def plus(self, other: UsageTotals) -> UsageTotals:
         """Return both together."""
-        used = Usage(*(a + b for a, b in zip(self.usage, other.usage, strict=True)))
         return UsageTotals(
-            self.calls + other.calls, self.stored + other.stored, self.failed + other.failed, used,
-            self.seconds + other.seconds,
+            self.calls + other.calls, self.stored + other.stored, self.failed + other.failed,
+            Usage(*map(add, self.usage, other.usage)), self.seconds + other.seconds,
         )  # fmt: skip
 
     def minus(self, earlier: UsageTotals) -> UsageTotals:
         """Return what came since `earlier`."""
-        used = Usage(*(a - b for a, b in zip(self.usage, earlier.usage, strict=True)))
-        return UsageTotals(
-            self.calls - earlier.calls, self.stored - earlier.stored, self.failed - earlier.failed, used,
-            self.seconds - earlier.seconds,
-        )  # fmt: skip
+        less = UsageTotals(
+            -earlier.calls,
+            -earlier.stored,
+            -earlier.failed,
+            Usage(*map(neg, earlier.usage)),
+            -earlier.seconds,
+        )
+        return self.plus(less)
 
     def to_json(self) -> dict[str, Any]:
         """Return flat JSON values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Iterable
 from itertools import islice
 
 # controls (C0, C1, DEL), invisible formats (bidirectional overrides among them), lone surrogates, what has no
@@ -11,7 +11,7 @@ from itertools import islice
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _JOINERS = frozenset("\u200c\u200d")  # hold emoji and some scripts together, and do no harm
 
-LISTED = 12
+_LISTED = 12
 """So many names, or faults, are told of a file that may have any number."""
 
 
@@ -36,10 +36,15 @@ def shorten(value: object) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
-def first_of(names: Collection[str]) -> str:
+def first_of(names: Iterable[str]) -> str:
     """Show the first dozen names as a list, each shortened: a header may be as long as its file."""
-    shown = [shorten(name) for name in islice(names, LISTED)]
-    return f"[{', '.join(shown)}{', ...' if len(names) > len(shown) else ''}]"
+    return f"[{', '.join(first_told(map(shorten, names)))}]"
+
+
+def first_told(told: Iterable[str], more: str = "...") -> list[str]:
+    """Return the first dozen, and `more` where there are others; no more than these are made."""
+    rest = iter(told)
+    return [*islice(rest, _LISTED), *islice((more for _ in rest), 1)]
 
 
 def printable_lines(text: str) -> str:

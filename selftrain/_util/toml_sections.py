@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selftrain._util.files import read_toml
-from selftrain._util.printable import LISTED, shorten
+from selftrain._util.printable import first_told, shorten
 from selftrain.errors import RecipeError
 
 _LISTED = """; a list is written ["a", "b"], with --set in single quotes: --set 'KEY=["a", "b"]'"""
@@ -107,11 +106,11 @@ def _placed(value: Any, place: Callable[[Path], Path]) -> Any:  # noqa: ANN401 -
 
 
 def _faults(error: ValidationError) -> str:
-    lines = []
-    for fault in islice(error.errors(), LISTED):
-        place = ".".join(str(part)[:80] for part in fault["loc"]) or "recipe"
-        found = "" if fault["type"] in ("missing", "value_error") else f" (found {shorten(fault['input'])})"
-        lines.append(
-            f"  {place}: {fault['msg'].removeprefix('Value error, ')}{found}{_WRITTEN.get(fault['type'], '')}"
-        )
-    return "\n".join([*lines, *(["  ..."] if error.error_count() > LISTED else [])])
+    return "\n".join(first_told(map(_fault, error.errors()), "  ..."))
+
+
+def _fault(fault: Any) -> str:  # noqa: ANN401 -- pydantic's record of one
+    place = ".".join(str(part)[:80] for part in fault["loc"]) or "recipe"
+    found = "" if fault["type"] in ("missing", "value_error") else f" (found {shorten(fault['input'])})"
+    told = fault["msg"].removeprefix("Value error, ")
+    return f"  {place}: {told}{found}{_WRITTEN.get(fault['type'], '')}"

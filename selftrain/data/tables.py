@@ -189,12 +189,17 @@ def _suffix(path: Path) -> str:
 
 def _check_unpacked(path: Path, opener: Callable[[Path], Any]) -> None:
     """Unpack once, and forget it: a bomb is refused before a row of it is judged."""
-    left = max(_ROOM, MAX_RATIO * path.stat().st_size)
+    left = _most_unpacked(path)
     with opener(path) as file:
         while part := file.read(_HEAD):
             left -= len(part)
             if left < 0:
                 raise _bomb(path)
+
+
+def _most_unpacked(path: Path) -> int:
+    """Return how many bytes may come out of a file."""
+    return max(_ROOM, MAX_RATIO * path.stat().st_size)
 
 
 def _bomb(path: Path) -> ManifestError:
@@ -761,7 +766,7 @@ def _check_parquet(path: Path, opened: pq.ParquetFile) -> int:
 
     metadata, size = opened.metadata, path.stat().st_size
     groups = [metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups)]
-    if sum(groups) > max(_ROOM, MAX_RATIO * size) or metadata.num_rows > max(_ROWS, MAX_RATIO * size):
+    if sum(groups) > _most_unpacked(path) or metadata.num_rows > max(_ROWS, MAX_RATIO * size):
         raise _bomb(path)
     largest: int = max([1, *groups])
     rows = min(max((1 << 28) // largest, 4), 8192)
@@ -774,7 +779,7 @@ def _check_parquet(path: Path, opened: pq.ParquetFile) -> int:
 
 def _bounded(path: Path, opened: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
     """Give so many rows at once, until what they take is too many times the file."""
-    left = max(_ROOM, MAX_RATIO * path.stat().st_size)
+    left = _most_unpacked(path)
     for batch in opened.iter_batches(batch_size=rows):
         left -= sum(map(_size, batch.columns))
         if left < 0:

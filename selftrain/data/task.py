@@ -32,7 +32,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selftrain._util.files import read_toml
-from selftrain._util.printable import LISTED, first_of, shorten
+from selftrain._util.printable import first_of, first_told, shorten
 from selftrain._util.types import Json
 from selftrain.errors import TaskError
 from selftrain.store import checksums
@@ -259,8 +259,7 @@ def _faults(error: ValidationError) -> str:
             f"the task has the unknown fields {first_of(unknown)}; expected only {known}: correct or remove"
             " them"
         )
-    told = [_fault(one["loc"], one["type"], one["input"]) for one in faults[:LISTED]]
-    return "; ".join([*told, *(["..."] if len(faults) > LISTED else [])])
+    return "; ".join(first_told(_fault(one["loc"], one["type"], one["input"]) for one in faults))
 
 
 def _fault(loc: tuple[int | str, ...], kind: str, found: object) -> str:
