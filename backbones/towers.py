@@ -114,7 +114,7 @@ class TwoTowers:
         parts = {
             "format": ROW_FORMAT,
             "name": self.name,
-            "weights": self._digest.hexdigest(),
+            "weights": self._weights(),
             "dtype": str(self._towers.placement.dtype),
             **self._fingerprinted(),
         }
@@ -165,6 +165,10 @@ class TwoTowers:
         }
 
     # ---- what each backbone says for itself ---------------------------------------------------------------
+
+    def _weights(self) -> str:
+        """Return a digest of the weights, as they are now."""
+        return self._digest.hexdigest()
 
     def _fingerprinted(self) -> dict[str, Any]:
         """Return what else can change a row: tokenizer, limits, preprocessing, architecture."""

@@ -1,6 +1,9 @@
 """The embedded backbone: its rows, its gradients, its fingerprint."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +107,46 @@ def test_short_blocks_are_taken_only_where_they_show_in_no_bit(embedded, post, m
         del embedded._module.__dict__["short_blocks_agree"]
     assert paddings == {256}
     assert short == whole
+
+
+def test_a_fingerprint_is_known_before_anything_is_loaded(embedded):
+    program = (
+        "import sys\n"
+        "from backbones import load_backbone\n"
+        "print(load_backbone('minilm_efficientnet', device='cpu').fingerprint())\n"
+        "print({'timm', 'torchvision', 'transformers'} & sys.modules.keys())\n"
+    )
+    # a process that is not forked from one with everything imported
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [embedded.fingerprint(), "set()"]
+    assert embedded.module is embedded._module
+    assert embedded._digest.hexdigest() == room.PRISTINE
+
+
+def test_pictures_are_prepared_as_timm_says(embedded):
+    from timm.data.config import resolve_data_config
+
+    assert resolve_data_config({}, model=embedded.module.image) == room.PREPROCESSING
+
+
+def test_a_tower_that_is_loaded_while_encoding_changes_no_draw_and_can_be_trained(posts):
+    late = load_backbone("minilm_efficientnet", device="cpu")
+    torch.manual_seed(5)
+    rows = late.encode(posts[2:3]).rows
+    assert list(late._module._modules) == ["image"]
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert list(late.module._modules) == ["text", "image"]
+    late.module.train()
+    trained = late.module(late.collate(posts[4:]))
+    trained.sum().backward()
+    assert all(one.grad is not None for one in late.module.image.conv_stem.parameters())
+    late.module.eval()
+    assert rows.tobytes() == late.encode(posts[2:3]).rows.tobytes()
 
 
 def test_nothing_to_encode(embedded):
