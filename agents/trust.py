@@ -7,6 +7,7 @@ has seen.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -14,6 +15,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from agents.ask.answer_schema import NOT_JSON
+from agents.ask.guard import GUARD_ADVICE
 from agents.errors import JudgmentError, NearChanceError
 from agents.judgment import Judgment, LabelledPost, State, rounded
 from agents.panel import Panel
@@ -256,20 +259,24 @@ def check_agents(
     figures, answers = trust(panel, labelled)
     guessing = [role for role, agent in figures.agents.items() if agent.near_chance]
     if guessing and on_near_chance == "stop":
-        raise NearChanceError(_advice(figures, guessing, len(labelled)))
+        raise NearChanceError(_advice(figures, answers, guessing))
     return figures, answers
 
 
-def _advice(figures: Trust, guessing: Sequence[str], posts: int) -> str:
+def _advice(figures: Trust, answers: Answers, guessing: Sequence[str]) -> str:
     chance = 1 / max(len(agent.confusion) for agent in figures.agents.values())
     lines = []
     for role in guessing:
         agent = figures.agents[role]
         value, low, high = agent.balanced
         lines.append(
-            f"  {role}: balanced accuracy {value:.2f} ({low:.2f} to {high:.2f}) on {posts} labelled posts,"
-            f" {agent.answered} of them answered; {chance:.2f} is guessing"
+            f"  {role}: balanced accuracy {value:.2f} ({low:.2f} to {high:.2f}) on {len(answers[role])}"
+            f" labelled posts, {agent.answered} of them answered; {chance:.2f} is guessing"
         )
+        faults = Counter(one.rationale for one in answers[role] if one.state is State.FAILED)
+        for fault, count in faults.most_common(1):
+            guard = f". {GUARD_ADVICE}" if NOT_JSON in fault else ""
+            lines.append(f"    {faults.total()} answers could not be used, {count} of them: {fault}{guard}")
     return (
         "near chance on posts of known label:\n" + "\n".join(lines) + "\nTheir word is worth nothing here,"
         " so nothing of the pool was judged. Try a stronger model, say more in the task's policy, look at a"

@@ -13,6 +13,7 @@ from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
 from agents.ask.answer_schema import NOT_JSON, AnswerSchema, ParsedAnswer, parse_answer
+from agents.ask.guard import GUARD_ADVICE
 from agents.client.base import (
     ChatRequest,
     Completion,
@@ -35,10 +36,6 @@ SCHEMA = AnswerSchema(("acceptable", "unacceptable"), "unsure", "label_first", r
 
 THINKING_TOKENS = 4000
 """For a model that turns out to think: enough for a small question."""
-
-GUARD_ADVICE = (
-    'A guard model answers in words of its own, and is not checked here: give it a role with kind = "guard"'
-)
 
 _SIDE = 64  # pixels; some models refuse pictures that are smaller than their patches
 
@@ -196,7 +193,7 @@ def drawn_picture(seed: int = 0) -> Picture:
 def _judge(trial: Trial, *, image: bool) -> Check:
     about = "an image" if image else "a text"
     if trial.completion is None:
-        guard = f". {GUARD_ADVICE}" if NOT_JSON in trial.fault else ""
+        guard = f". {GUARD_ADVICE}, where it is not checked" if NOT_JSON in trial.fault else ""
         return Check("answer", False, f"to a question about {about}: {trial.fault}{guard}")
     usage = trial.completion.usage
     notes = [

@@ -6,10 +6,10 @@ import json
 import zlib
 
 import pytest
-from vlm_helpers import MemoryBackend
+from vlm_helpers import MemoryBackend, raw
 
 from agents.client.base import Completion, Token, Usage
-from agents.errors import NearChanceError
+from agents.errors import NearChanceError, ReviewError
 from selftrain.build import build_panel
 from selftrain.cli import main
 from selftrain.config import load_recipe
@@ -127,6 +127,29 @@ def test_an_agent_near_chance_stops_the_run_before_the_pool(home, serve, tmp_pat
     rounds = list(start(home / "recipe.toml", tmp_path / "a", ['agents.on_near_chance="continue"']).rounds())
     assert len(rounds) == 3
     assert len({request.affinity for request in backend.requests}) > 20
+
+
+def test_a_guard_that_is_asked_as_a_chat_model_ends_the_run_with_how_to_ask_it(home, serve, tmp_path):
+    backend = serve(MemoryBackend(lambda request: raw("safe")))
+    with pytest.raises(NearChanceError) as told:
+        list(start(home / "recipe.toml", tmp_path / "a").rounds())
+    assert "on 20 labelled posts, 0 of them answered" in str(told.value)
+    assert "20 answers could not be used, 20 of them: no usable answer in 3 attempt(s)" in str(told.value)
+    assert 'not JSON. A guard model answers in words of its own: give it a role with kind = "guard"' in str(
+        told.value
+    )
+    assert len(backend.requests) == 3 * 40
+
+
+def test_words_that_map_to_no_class_are_told_and_can_be_put_right_in_the_same_folder(home, serve, tmp_path):
+    backend = serve(MemoryBackend(Judge(home, 0.9)))
+    wrong = ["rounds.max=0", 'vlm.reviewer={kind="guard", words={safe="nice"}}']
+    with pytest.raises(ReviewError, match=r"map to \['nice'\]: expected classes of the task"):
+        list(start(home / "recipe.toml", tmp_path / "a", wrong).rounds())
+    right = ["rounds.max=0", f'vlm.reviewer={{kind="guard", words={{safe="{Judge(home, 1).names[0]}"}}}}']
+    (first,) = start(home / "recipe.toml", tmp_path / "a", right).rounds()
+    assert first.number == 0
+    assert backend.requests == []
 
 
 def test_the_token_cap_ends_the_run_in_good_order(home, serve, tmp_path, capsys):
