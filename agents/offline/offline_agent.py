@@ -28,6 +28,8 @@ FOLDS, FOLDS_LARGE, LARGE = 5, 3, 1_000
 """From `LARGE` accepted posts on, leaving a third of the labelled ones out costs little: fewer folds do."""
 MARGIN, WEIGHT_OTHER, WEIGHT_CLASSIFIER = 1.0, 0.3, 0.0
 """Measured: weight on the classifier only makes agreement cheaper, since all candidates are certain to it."""
+MOST_OF_POOL = 20_000
+"""Pool posts that shape the views; each takes 18 kB of memory (`python -m runs.bench pools`)."""
 CERTAIN = 0.95
 """Probabilities of others are cut here: one voice must not silence the others."""
 
@@ -80,6 +82,7 @@ class OfflineAgent:
     ) -> None:
         """Learn from `labelled`, helped by `accepted` pseudo-labels; `pool` texts shape the views.
 
+        Of a large pool every second, third, ... post does: at most `MOST_OF_POOL`, whose memory is bounded.
         Only `labelled` posts calibrate: pseudo-labels came from these agents.
 
         Raises:
@@ -94,7 +97,7 @@ class OfflineAgent:
             posts=[*labelled, *(one.post for one in accepted)],
             targets=np.concatenate([np.eye(len(self._classes))[labels], self._soft(accepted)]),
             labels=labels,
-            pool=pool,
+            pool=pool[:: 1 + len(pool) // MOST_OF_POOL],
             folds=_folds(labels, FOLDS if len(accepted) < LARGE else FOLDS_LARGE, self._seed),
         )
         evidence = sum((view.fit(lesson) for view in self._views), np.zeros((len(labels), len(counts))))

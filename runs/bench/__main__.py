@@ -52,7 +52,7 @@ STUDIES = {
         "what a euro buys, as labels by people and as answers of models",
         "--json docs/benchmarks/judges.jsonl",
     ),
-    "selection": Study("memory of choosing from a growing pool", "--n 1000,10000"),
+    "pools": Study("seconds and memory of a whole run as its pool grows", "--n 1000,2000"),
     "agents": Study(
         "vision-language agents on a vLLM server: speed, cache, cost, injections", "--posts 8 --repeats 1"
     ),

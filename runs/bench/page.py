@@ -276,7 +276,7 @@ def _features(figures: Figures) -> Iterator[str]:
     })  # fmt: skip
 
 
-def _selection(figures: Figures) -> Iterator[str]:
+def _pools(figures: Figures) -> Iterator[str]:
     sizes = sorted({f.n for f in figures.figures})
     yield from _head("posts in the pool", [f"{n:,}" for n in sizes])
     for label, metric in {"seconds": "seconds", "peak memory, MB": "peak_rss_mb"}.items():
@@ -314,7 +314,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
     "serve": ("serve", lambda figures: _single(figures, SERVE)),
     "features": ("features", _features),
-    "selection": ("selection", _selection),
+    "pools": ("pools", _pools),
 }
 """Name -> the file of its figures, and its lines."""
 

@@ -9,7 +9,7 @@ from kill_helpers import CHECKOUT
 from processes import run
 
 TYPED = {
-    "selection": [],
+    "pools": [],
     "features": ["--data", "{data}/hsol"],
     "report": [],
     "scale": [],

@@ -8,6 +8,7 @@ from agents_helpers import FLOWERS, METALS, Post, make_posts
 
 from agents.errors import LearningError, NotFittedError
 from agents.judgment import Accepted, Candidate, Judgment, State
+from agents.offline import offline_agent
 from agents.offline.offline_agent import OfflineAgent, offline_agents
 from agents.offline.views import ImageView
 from agents.panel import CrossReview
@@ -68,6 +69,19 @@ def test_same_seed_same_bytes_whatever_was_learned_before(posts):
         verdicts = panel.verify(candidates(posts[1][:50], {3, 4}))
         lines.append([json.dumps(verdict.to_json()) for verdict in verdicts])
     assert lines[0] == lines[1]
+
+
+def test_of_a_large_pool_evenly_drawn_posts_teach(posts, monkeypatch):
+    """As if no others were there: memory does not grow with the pool."""
+    labelled, pool = posts
+    monkeypatch.setattr(offline_agent, "MOST_OF_POOL", 70)
+    read = [f"word{i} {post.text}" for i, post in enumerate(pool)]
+    large, small = (CrossReview(*offline_agents(CLASSES)) for _ in range(2))
+    large.fit(labelled, pool=[Post(str(i), text) for i, text in enumerate(read)])
+    small.fit(labelled, pool=[Post(str(i), text) for i, text in enumerate(read) if i % 3 == 0])
+    asked = [Post(f"new{i}", text) for i, text in enumerate(read[:12])]
+    for role in ("reviewer", "user"):
+        assert large.predict_out_of_fold(asked)[role] == small.predict_out_of_fold(asked)[role]
 
 
 def test_a_judgment_does_not_depend_on_the_batch(panel, posts):
