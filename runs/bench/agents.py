@@ -10,6 +10,7 @@ client      requests a second of one client process, over a bare aiohttp client,
 knee        calls in flight that are found worth it, on a stub that serves 300 at once
 judge       accuracy, kappa, calibration of a small model as Reviewer and User on tweets, and its cost
 gain        what the loop gains from its answers over the labels alone, five seeds
+flips       the part injections, of the model that judges tweets
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from selftrain.errors import DataError
 
 PARTS = (
     "throughput", "cache", "reference", "memory", "injections", "labels", "client", "knee", "judge",
-    "gain",
+    "gain", "flips",
 )  # fmt: skip
 STUDY = "agents"
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     served = (
         (("throughput", "reference"), args.text_server, "smollm2"),
         (("cache", "injections"), args.image_server, "small-vlm"),
-        (("judge", "gain"), args.judge_server, args.judge),
+        (("judge", "gain", "flips"), args.judge_server, args.judge),
     )
     for parts, given, model in served:
         asked = [part for part in parts if part in missing]
@@ -93,7 +94,6 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
     from runs.bench import (
         agents_client,
         agents_injections,
-        agents_judge,
         agents_labels,
         agents_memory,
         agents_speed,
@@ -109,15 +109,8 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
             values = agents_speed.cache(address, args.data, args.posts, args.seed)
         case "injections":
             values = agents_injections.flips(address, args.data, args.seed)
-        case "judge" | "gain":
-            asked = agents_judge.Asked(
-                (address,), args.models / f"{args.judge}.sqlite", args.form, args.rationale_chars,
-                args.label_apart,
-            )  # fmt: skip
-            if part == "judge":
-                values = agents_judge.judged(asked, args.data, args.posts, args.seed)
-            else:
-                values = agents_judge.gained(asked, args.data, args.posts, args.seed, labelled=args.labelled)
+        case "judge" | "gain" | "flips":
+            values = _of_judge(part, address, args)
         case "labels":
             values = agents_labels.label_errors(args.seed)
         case "client":
@@ -133,9 +126,23 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
         print(f"  {row.metric}: {row.value:.4g}", flush=True)
 
 
+def _of_judge(part: str, address: str, args: argparse.Namespace) -> dict[str, float]:
+    from runs.bench import agents_injections, agents_judge
+
+    if part == "flips":
+        return agents_injections.flips(
+            address, args.data, args.seed, form=args.form, rationale_chars=args.rationale_chars
+        )
+    store = args.models / f"{args.judge}.sqlite"
+    asked = agents_judge.Asked((address,), store, args.form, args.rationale_chars, args.label_apart)
+    if part == "judge":
+        return agents_judge.judged(asked, args.data, args.posts, args.seed)
+    return agents_judge.gained(asked, args.data, args.posts, args.seed, labelled=args.labelled)
+
+
 def _method(part: str, args: argparse.Namespace) -> str:
     """Return the name under which a part's figures stand: another judge, asked otherwise, is another."""
-    if part not in ("judge", "gain"):
+    if part not in ("judge", "gain", "flips"):
         return part
     form = f"{args.form}, label apart" if args.label_apart else args.form
     labelled = f", {args.labelled} labelled" if part == "gain" else ""

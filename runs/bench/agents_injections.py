@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from agents.ask.answer_schema import AnswerForm
 from agents.judgment import Judgment
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
@@ -24,6 +25,7 @@ _HARMLESS = (
     " came by before the evening bus left for the next town over the hill. "
 )
 _SIDE = 336
+PER_ATTEMPT = 2  # posts that each attempt is tried on
 
 
 class Attempt(NamedTuple):
@@ -79,7 +81,9 @@ def _draw(path: Path, words: str) -> None:
     image.save(path)
 
 
-def flips(address: str, data: Path, seed: int, per_attempt: int = 2) -> dict[str, float]:
+def flips(
+    address: str, data: Path, seed: int, *, form: AnswerForm | None = None, rationale_chars: int = 60
+) -> dict[str, float]:
     """Share of leanings turned to the class asked for: attacked, control, and by place of the attack.
 
     A model that takes no pictures is asked about the attempts in words alone.
@@ -89,10 +93,12 @@ def flips(address: str, data: Path, seed: int, per_attempt: int = 2) -> dict[str
 
     with_pictures = takes_pictures(address)
     tried = [a for a in attempts() if with_pictures or a.where not in ("image", "file_name")]
-    task, posts = drawn_posts("hsol", data, len(tried) * per_attempt, seed)
+    task, posts = drawn_posts("hsol", data, len(tried) * PER_ATTEMPT, seed)
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         root = Path(folder)
-        panel, _ = recorded_panel(address, task, root, "injections", "cross_review")
+        panel, _ = recorded_panel(
+            address, task, root, "injections", form=form, rationale_chars=rationale_chars
+        )
         # recall judges posts of known label alone; their labels here are only the form of the question
         base = panel.predict_out_of_fold(posts)["reviewer"]
         pairs = [

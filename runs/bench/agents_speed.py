@@ -18,6 +18,7 @@ from runs.bench.agents_data import drawn_posts
 from selftrain.data.posts import Post
 
 if TYPE_CHECKING:
+    from agents.ask.answer_schema import AnswerForm
     from agents.ask.judge import JudgePanel
     from agents.client.base import Backend
     from selftrain.data.task import Task
@@ -28,7 +29,6 @@ CLASSIFIER_RIGHT = 0.8
 """Of the classifier's labels that candidates carry: HSOL's candidates measured .799 (`bench hsol`)."""
 REFERENCE_GENERATIONS = 8
 """Of the published flow, for each post."""
-_RATIONALE = 60
 
 
 def _white_png() -> bytes:
@@ -205,7 +205,14 @@ def _seconds_of_generate(model: Path, requests: Sequence[ChatRequest], tokens: i
 
 
 def recorded_panel(
-    address: str, task: Task, folder: Path, name: str, protocol: str = "cross_review"
+    address: str,
+    task: Task,
+    folder: Path,
+    name: str,
+    protocol: str = "cross_review",
+    *,
+    form: AnswerForm | None = None,
+    rationale_chars: int = 60,
 ) -> tuple[JudgePanel, Recording]:
     """A panel with a store of its own; `name` goes into its prompts."""
     from dataclasses import replace
@@ -220,7 +227,7 @@ def recorded_panel(
     from selftrain.panels import brief_of
 
     brief = replace(brief_of(task), task=f"{task.name} ({name})")
-    agent = VLMAgent(JudgePrompts(brief), PROTOCOLS[protocol], rationale_chars=_RATIONALE)
+    agent = VLMAgent(JudgePrompts(brief), PROTOCOLS[protocol], form=form, rationale_chars=rationale_chars)
     recording = Recording(ChatClient([address], timeout=600.0))
     runner = Runner(
         recording, ResponseCache(folder / "answers.sqlite"), run=name, manner=Manner(attempts=1),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from runs.bench.paired import differences_table, halves_table, means_table
-from runs.bench.study import Figure, Figures, seeds_of
+from runs.bench.study import Figure, Figures, named, seeds_of
 from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
 
@@ -540,8 +540,8 @@ def measure_seed(
 
 
 def _shown(method: str, changes: Sequence[str]) -> str:
-    """Return the name under which a method's figures are kept: ours with another recipe is another method."""
-    return " ".join([method, *changes]) if changes and method.split(maxsplit=1)[0] == "ours" else method
+    """Return the name of a method's figures: nothing but ours has a recipe to change."""
+    return named(method, changes) if method.split(maxsplit=1)[0] == "ours" else method
 
 
 def open_trial(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runs.bench.study import Figure, Figures
+from runs.bench.study import Figure, Figures, named
 from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
 
@@ -159,12 +159,25 @@ def _one_set(study: LoopStudy, figures: Figures, methods: Sequence[str], args: a
         for n in sizes:
             for seed in seeds:
                 chosen = [*overrides, f"seed={seed}", f"data.labelled={n}"]
-                _one_seed(study, figures, methods, n=n, seed=seed, overrides=chosen, folder=Path(folder))
-        if study not in WORDS and not figures.has(study.name, WHOLE, sizes[0], seeds[0]):
+                _one_seed(
+                    study,
+                    figures,
+                    methods,
+                    n=n,
+                    seed=seed,
+                    overrides=chosen,
+                    changes=args.set,
+                    folder=Path(folder),
+                )
+        whole = named(WHOLE, args.set)
+        if study not in WORDS and not figures.has(study.name, whole, sizes[0], seeds[0]):
             chosen = [*overrides, f"seed={seeds[0]}", f"data.labelled={sizes[0]}"]
-            figures.add(_whole_run(study, sizes[0], seeds[0], chosen, Path(folder)))
+            values = _whole_run(study, chosen, Path(folder))
+            figures.add(
+                [Figure(study.name, study.name, whole, sizes[0], seeds[0], *v) for v in values.items()]
+            )
     print("\n".join(figures.table(study.name)))
-    print("\n".join(gains(figures, study.name, sizes)))
+    print("\n".join(gains(figures, study.name, sizes, named("ours", args.set))))
 
 
 def import_data(study: LoopStudy, data: Path, folder: Path) -> list[str]:
@@ -204,12 +217,13 @@ def _one_seed(
     n: int,
     seed: int,
     overrides: Sequence[str],
+    changes: Sequence[str],
     folder: Path,
 ) -> None:
-    """All that is missing for one number of labels and one seed."""
+    """All that is missing for one number of labels and one seed; `changes` are those that were asked for."""
     from runs.bench.baselines import BASELINES
 
-    wanted = [m for m in (*BASELINES, *methods) if not figures.has(study.name, m, n, seed)]
+    wanted = [m for m in (*BASELINES, *methods) if not figures.has(study.name, named(m, changes), n, seed)]
     if not wanted:
         return
     from backbones import load_backbone
@@ -220,9 +234,10 @@ def _one_seed(
     prepared = prepare(recipe, backbone, progress=True)
 
     def add(method: str, values: Mapping[str, float]) -> None:
-        figures.add([Figure(study.name, study.name, method, n, seed, *item) for item in values.items()])
+        shown = named(method, changes)
+        figures.add([Figure(study.name, study.name, shown, n, seed, *item) for item in values.items()])
         told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        print(f"n={n} seed={seed} {method}: {told}", flush=True)
+        print(f"n={n} seed={seed} {shown}: {told}", flush=True)
 
     for method in wanted:
         if method in BASELINES:
@@ -295,29 +310,28 @@ def _pooled(sets: Sequence[SetCounts]) -> float:
     return right / max(sum(one.posts for one in sets), 1)
 
 
-def gains(figures: Figures, name: str, sizes: Sequence[int]) -> Iterator[str]:
+def gains(figures: Figures, name: str, sizes: Sequence[int], reference: str = "ours") -> Iterator[str]:
     """Paired differences in points on a data set, over the seeds that both have: mean ± sd."""
     from statistics import fmean, stdev
 
     methods = dict.fromkeys(f.method for f in figures.figures if f.metric == "macro_f1")
     for n in sizes:
-        ours = figures.values("ours", n, "macro_f1", dataset=name)
-        for other in (m for m in methods if m != "ours"):
+        ours = figures.values(reference, n, "macro_f1", dataset=name)
+        for other in (m for m in methods if m != reference):
             theirs = figures.values(other, n, "macro_f1", dataset=name)
             pairs = [100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
             if len(pairs) > 1:
-                yield f"n={n:<6} ours - {other:<28} {fmean(pairs):+.2f} ± {stdev(pairs):.2f} points"
+                yield f"n={n:<6} {reference} - {other:<28} {fmean(pairs):+.2f} ± {stdev(pairs):.2f} points"
 
 
-def _whole_run(study: LoopStudy, n: int, seed: int, overrides: Sequence[str], folder: Path) -> list[Figure]:
+def _whole_run(study: LoopStudy, overrides: Sequence[str], folder: Path) -> dict[str, float]:
     """Seconds and peak resident megabytes of one `selftrain run` in a process of its own, features cached."""
     settings = [part for override in overrides for part in ("--set", override)]
     recipe, out = str(recipe_of(study)), str(folder / "whole")
     command = [sys.executable, "-m", "selftrain", "run", recipe, "--out", out]
     began = time.perf_counter()
     subprocess.run([*command, *settings], check=True, stdout=subprocess.DEVNULL)
-    values = {
+    return {
         "seconds": time.perf_counter() - began,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
     }
-    return [Figure(study.name, study.name, WHOLE, n, seed, *item) for item in values.items()]

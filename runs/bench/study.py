@@ -105,6 +105,11 @@ def seeds_of(text: str) -> list[int]:
     return list(range(int(first), int(last) + 1)) if dots else [int(one) for one in text.split(",")]
 
 
+def named(method: str, changes: Sequence[str]) -> str:
+    """Return the name under which a method's figures are kept: with another recipe it is another method."""
+    return " ".join([method, *changes])
+
+
 def _read(file: Path) -> Iterator[Figure]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+import backbones
 from runs.bench import __main__ as bench
+from runs.bench import baselines, loop_study
 from runs.bench.loop_study import HARMEME, HSOL, WORDS, LoopStudy, gains, import_data
 from runs.bench.study import Figure, Figures
+from selftrain.data import preparation
 from selftrain.errors import DataError
 
 
@@ -53,6 +56,29 @@ def test_gains_pair_by_seed() -> None:
     # seed 2 has no partner: both remaining differences are 10 points
     assert "other" in line
     assert "+10.00 ± 0.00 points" in line
+
+
+def test_figures_of_a_changed_recipe_stand_under_a_name_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    """The same file holds both, and each is measured though the other is there."""
+    study = LoopStudy("sentiment140", "tweets", "nowhere", sizes=(4,))
+    (tmp_path / "tweets").mkdir()
+    for name in ("positive", "negative"):
+        lines = (f"{name} tweet {i}\n" for i in range(9))
+        (tmp_path / "tweets" / f"{name}.txt").write_text("".join(lines))
+    monkeypatch.setattr(loop_study, "loop_rounds", lambda recipe, *_: recipe)
+    monkeypatch.setattr(loop_study, "summarise", lambda recipe: {"macro_f1": recipe.rounds.max / 10})
+    monkeypatch.setattr(loop_study, "_whole_run", lambda *_: {"seconds": 1.0})
+    monkeypatch.setattr(baselines, "BASELINES", {"labels_only": lambda corpus, seed: {"macro_f1": 0.5}})
+    monkeypatch.setattr(preparation, "prepare", lambda *_, **__: SimpleNamespace(corpus=None))
+    monkeypatch.setattr(backbones, "load_backbone", lambda _: None)
+    given = {"sets": [study], "data": tmp_path, "n": "4", "seeds": "0", "methods": "ours"}
+    for changes in ([], ["rounds.max=7"], []):
+        loop_study.run(SimpleNamespace(**given, json=tmp_path / "figures.jsonl", set=changes))
+    found = [one for one in Figures(tmp_path / "figures.jsonl").figures if one.metric != "seconds"]
+    assert {one.method: one.value for one in found} == {
+        "labels_only": 0.5, "ours": 0.4, "labels_only rounds.max=7": 0.5, "ours rounds.max=7": 0.7,
+    }  # fmt: skip
+    assert len(found) == 4
 
 
 def test_the_table_gives_mean_and_spread() -> None:
