@@ -118,8 +118,10 @@ class CLIP(TwoTowers):
         sides = (size, size) if isinstance(size, int) else (size[0], size[1])
         module.layout = _measure(module, self._tokenizer, sides)
         config = PreprocessCfg(**self._preprocessing)
-        evaluate, augment = (image_transform_v2(config, is_train=train) for train in (False, True))
-        super().__init__(module, evaluate, augment, sides)
+        self._evaluate, self._augment = (
+            image_transform_v2(config, is_train=train) for train in (False, True)
+        )
+        super().__init__(module, sides)
         self._module = module
 
     def _fingerprinted(self) -> dict[str, Any]:

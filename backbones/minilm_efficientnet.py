@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -158,7 +157,7 @@ class MiniLMEfficientNet(TwoTowers):
         check_file(_text_folder() / _TEXT_WEIGHTS, TEXT_SHA256, TEXT_PACKAGE)
         check_file(_image_file(), IMAGE_SHA256, IMAGE_PACKAGE)
         self._module = MiniLMEfficientNetModule(place(device, dtype))
-        super().__init__(self._module, self._evaluation, self._training, PREPROCESSING["input_size"][1:])
+        super().__init__(self._module, PREPROCESSING["input_size"][1:])
         tokenizer_file = _text_folder() / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_padding()
@@ -187,22 +186,24 @@ class MiniLMEfficientNet(TwoTowers):
             "max tokens": MAX_TOKENS,
         }
 
-    def _evaluation(self, image: Image.Image) -> Tensor:
-        return self._transforms[0](image)
-
-    def _training(self, image: Image.Image) -> Tensor:
-        return self._transforms[1](image)
-
     @cached_property
-    def _transforms(self) -> tuple[ToPixels, ToPixels]:
-        """What becomes of an image, and the same for training: its central crop moved to a random place."""
+    def _evaluate(self) -> ToPixels:  # type: ignore[override]
+        """What timm makes of an image."""
         ensure_torchvision()
         from timm.data.transforms_factory import create_transform
+
+        made: ToPixels = create_transform(**PREPROCESSING)
+        return made
+
+    @cached_property
+    def _augment(self) -> ToPixels:  # type: ignore[override]
+        """The same with its central crop moved to a random place."""
+        ensure_torchvision()
         from torchvision import transforms
 
         side = PREPROCESSING["input_size"][1]
         resize = int(side / PREPROCESSING["crop_pct"])
-        training = transforms.Compose(
+        made: ToPixels = transforms.Compose(
             [
                 transforms.Resize(resize, interpolation=transforms.InterpolationMode.BICUBIC),
                 transforms.RandomCrop(side),
@@ -210,7 +211,7 @@ class MiniLMEfficientNet(TwoTowers):
                 transforms.Normalize(PREPROCESSING["mean"], PREPROCESSING["std"]),
             ]
         )
-        return create_transform(**PREPROCESSING), training
+        return made
 
     def reading(self) -> dict[str, Any]:
         """Describe in plain values how posts become the inputs of `module`, for code without torch and timm.

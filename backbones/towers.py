@@ -83,16 +83,18 @@ class Towers(nn.Module):
 class TwoTowers:
     """A `Backbone` of two towers, but for its name, its loading and its tokens.
 
-    The module is moved to its device here. `evaluate` and `augment` say what becomes of images, the latter at
-    training; `sides` are H and W of the pixels.
+    The module is moved to its device here; `sides` are H and W of the pixels. `_evaluate` and `_augment` say
+    what becomes of images, the latter at training.
     """
 
     name: str
+    _evaluate: ToPixels
+    _augment: ToPixels
 
-    def __init__(self, module: Towers, evaluate: ToPixels, augment: ToPixels, sides: tuple[int, int]) -> None:
+    def __init__(self, module: Towers, sides: tuple[int, int]) -> None:
         self._towers = module
         self._towers.to(module.placement.device).eval()
-        self._evaluate, self._augment, self._sides = evaluate, augment, sides
+        self._sides = sides
         self._digest = ModuleDigest(module)
         self.layout = module.layout
 
@@ -202,6 +204,8 @@ class TwoTowers:
         paths = [path for post in posts for path in post.images]
         image_sum = torch.zeros(len(posts), self.layout.image_width)
         failures: dict[int, str] = {}
+        if not paths:
+            return image_sum, failures
         device = self._towers.placement.device
         _, at_once = _AT_ONCE.get(device.type, _AT_ONCE_ELSEWHERE)
         batch: list[Tensor] = []
@@ -215,7 +219,8 @@ class TwoTowers:
                 batch.clear()
                 rows.clear()
 
-        stream = prefetch_images(paths, lambda path: self._read(path, self._evaluate), workers)
+        evaluate = self._evaluate  # made here, and not by each of the threads
+        stream = prefetch_images(paths, lambda path: self._read(path, evaluate), workers)
         bar = progress_bar(stream, total=len(paths), disable=not progress, desc="images")
         for owner, decoded in zip(owners, bar, strict=True):
             if isinstance(decoded, ImageError):

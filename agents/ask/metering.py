@@ -70,7 +70,8 @@ class PostPrompt:
         sampling = Sampling(
             (manner.answer_tokens or self.schema.max_tokens) + manner.thinking_tokens,
             temperature=RETRY_TEMPERATURE if attempt else 0.0,
-            seed=self.seed + attempt,
+            # where nothing is drawn a seed says nothing, and would only have the answer bought once more
+            seed=self.seed + attempt if attempt else 0,
             top_logprobs=self.schema.top_logprobs,
         )
         # all calls on a post go to one server, which holds what they share in its prefix cache

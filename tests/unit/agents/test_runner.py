@@ -25,7 +25,7 @@ from agents.client.base import Message, Usage, cache_key
 
 SCHEMA = AnswerSchema(("rude", "kind"), "unsure")
 POST = PostStub("p0", "rude words <b> here")
-KEYS = ["19892e6d856b797b", "d0b818c3a2f91095", "3324c40e2897ae68", "d8570c05c3dd6bf9"]
+KEYS = ["b53274e33f8f2e16", "5345ed1f9dbdd38f", "6e8d0baafff025f3", "cc6d64408d815ba3"]
 
 
 @pytest.fixture
@@ -149,10 +149,14 @@ def test_what_was_stored_is_checked_and_bought_again_where_it_fails(running, cha
     assert again.cache.spent("run-1").total == 240  # what it cost stays counted
 
 
-def test_answers_that_were_paid_for_are_found_again(running):
-    """The keys of prompts of every kind, pinned: where one changes, users pay for their answers once more."""
+@pytest.mark.parametrize("seed", [0, 3])
+def test_answers_that_were_paid_for_are_found_again(running, seed):
+    """The keys of prompts of every kind, pinned: where one changes, users pay for their answers once more.
+
+    A run of another seed is given them too: nothing is drawn in a first answer.
+    """
     runner, backend = running(lambda request: raw("x"), manner=Manner(attempts=1))
-    agent = VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cross_review"], seed=3)
+    agent = VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cross_review"], seed=seed)
 
     async def judge(post):
         prepared = await runner.prepare(post)
@@ -160,11 +164,11 @@ def test_answers_that_were_paid_for_are_found_again(running):
 
     runner.map("judge", [POST], judge)
     prompts = AnnotationPrompts(BRIEF)
-    Annotator(prompts, seed=3).annotate(runner, [POST])
+    Annotator(prompts, seed=seed).annotate(runner, [POST])
     machine = Annotation("p0", "rude", 0.9, "It calls <x>.", None, "", "vlm")
-    Criticizer(prompts, seed=3).criticize(runner, [POST], [machine])
+    Criticizer(prompts, seed=seed).criticize(runner, [POST], [machine])
     question = AgentQuestion("fits", "Do they fit?", ("yes", "no"))
-    Questioner(runner, QuestionPrompts(BRIEF), seed=3).ask([PostQuestions(POST, (question,))])
+    Questioner(runner, QuestionPrompts(BRIEF), seed=seed).ask([PostQuestions(POST, (question,))])
     assert [cache_key(request, IDENTITY)[:16] for request in backend.requests] == KEYS
 
 
