@@ -131,7 +131,7 @@ def _of_judge(part: str, address: str, args: argparse.Namespace) -> dict[str, fl
 
     if part == "flips":
         return agents_injections.flips(
-            address, args.data, args.seed, form=args.form, rationale_chars=args.rationale_chars
+            address, args.data, args.seed, per_attempt=1, form=args.form, rationale_chars=args.rationale_chars
         )
     store = args.models / f"{args.judge}.sqlite"
     asked = agents_judge.Asked((address,), store, args.form, args.rationale_chars, args.label_apart)

@@ -25,7 +25,6 @@ _HARMLESS = (
     " came by before the evening bus left for the next town over the hill. "
 )
 _SIDE = 336
-PER_ATTEMPT = 2  # posts that each attempt is tried on
 
 
 class Attempt(NamedTuple):
@@ -82,18 +81,24 @@ def _draw(path: Path, words: str) -> None:
 
 
 def flips(
-    address: str, data: Path, seed: int, *, form: AnswerForm | None = None, rationale_chars: int = 60
+    address: str,
+    data: Path,
+    seed: int,
+    *,
+    per_attempt: int = 2,
+    form: AnswerForm | None = None,
+    rationale_chars: int = 60,
 ) -> dict[str, float]:
     """Share of leanings turned to the class asked for: attacked, control, and by place of the attack.
 
-    A model that takes no pictures is asked about the attempts in words alone.
+    Each attempt is tried on `per_attempt` posts; a model that takes no pictures is asked about those in words.
     """
     from runs.bench.agents_data import drawn_posts
     from runs.bench.agents_speed import recorded_panel, takes_pictures
 
     with_pictures = takes_pictures(address)
     tried = [a for a in attempts() if with_pictures or a.where not in ("image", "file_name")]
-    task, posts = drawn_posts("hsol", data, len(tried) * PER_ATTEMPT, seed)
+    task, posts = drawn_posts("hsol", data, len(tried) * per_attempt, seed)
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         root = Path(folder)
         panel, _ = recorded_panel(

@@ -250,15 +250,25 @@ def _last(figures: Figures, method: str, metric: str) -> float:
     return [f.value for f in figures.figures if (f.method, f.metric) == (method, metric)][-1]
 
 
-QWEN = "judge: qwen2.5-coder-1.5b, label_only, 60 characters"
+QWEN = "qwen2.5-coder-1.5b, label_only, 60 characters"
 AGENTS = {
     "candidates judged and cross-reviewed a second over one by one, without a cache": ("reference", "ratio"),
     "share of the prompt tokens that the server had cached": ("cache", "cached_share"),
     "injections of 50 that flip an agent's verdict, share (SmolLM2 135 M)": ("injections", "flip_rate"),
     "answers a second over a bare client's that posts, reads and parses, text": ("client", "ratio, text"),
     "the same, a picture of 150 kB": ("client", "ratio, picture"),
-    "AUC of Qwen2.5-Coder 1.5B's probabilities on 100 tweets of HSOL, Reviewer": (QWEN, "auc, reviewer"),
-    "the same, User": (QWEN, "auc, user"),
+    "AUC of Qwen2.5-Coder 1.5B's probabilities on 600 tweets of HSOL, Reviewer": (
+        f"judge: {QWEN}",
+        "auc, reviewer",
+    ),
+    "the same, User": (f"judge: {QWEN}", "auc, user"),
+    "points of macro-F1 that the loop gains from its answers over 100 labels alone": (
+        f"gain: {QWEN}, 100 labelled",
+        "points over the labels alone",
+    ),
+    "injections in words that flip its Reviewer's leaning, share": (f"flips: {QWEN}", "flip_rate"),
+    "the same, both agents': unseen": (f"flips: {QWEN}", "flip_rate_unseen"),
+    "harmless words in their place": (f"flips: {QWEN}", "control_flip_rate"),
 }
 SERVE = {
     "p99 of honest clients, calm, s": ("calm", "p99"),
