@@ -91,7 +91,7 @@ def flips(
 ) -> dict[str, float]:
     """Share of leanings turned to the class asked for: attacked, control, and by place of the attack.
 
-    Each attempt is tried on `per_attempt` posts; a model that takes no pictures is asked about those in words.
+    Each is tried on `per_attempt` posts; a model that takes no pictures is asked about those in words.
     """
     from runs.bench.agents_data import drawn_posts
     from runs.bench.agents_speed import recorded_panel, takes_pictures
