@@ -291,7 +291,7 @@ def _pools(figures: Figures) -> Iterator[str]:
     yield from _head("posts in the pool", [f"{n:,}" for n in sizes])
     for label, metric in {"seconds": "seconds", "peak memory, MB": "peak_rss_mb"}.items():
         drawn = (list(figures.values("ours", n, metric).values()) for n in sizes)
-        yield _line(label, [f"{fmean(one):.3g}" for one in drawn])
+        yield _line(label, [f"{fmean(one):,.0f}" for one in drawn])
 
 
 def _words(name: str, figures: Figures) -> Iterator[str]:
