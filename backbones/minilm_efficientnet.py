@@ -73,9 +73,10 @@ class MiniLMEfficientNetModule(Towers):
 
     def load(self) -> None:
         """Load both towers, in one order whoever came first."""
-        towers = {name: getattr(self, name) for name in _TOWERS}
-        self._modules.clear()
-        self._modules.update(towers)
+        if list(self._modules) != list(_TOWERS):
+            towers = {name: getattr(self, name) for name in _TOWERS}
+            self._modules.clear()
+            self._modules.update(towers)
 
     def embed_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Embed the texts of a batch to unit embeddings [N, T]."""
