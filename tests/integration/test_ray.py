@@ -58,16 +58,6 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def joined(cluster):
-    """The cluster's address, joined once for all that ask: to join takes as long as most of them."""
-    import ray
-
-    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster.address
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Posts that pass and do not, posts without a score, and rows that are none."""
     file = tmp_path_factory.mktemp("ray") / "posts.jsonl"
@@ -133,7 +123,7 @@ def written(sink):
     return sink.exists() and sink.stat().st_size > 20_000
 
 
-def test_a_worker_that_is_killed_changes_nothing(joined, source, expected, tmp_path):
+def test_a_worker_that_is_killed_changes_nothing(cluster, source, expected, tmp_path):
     sink = tmp_path / "sink.jsonl"
 
     def kill_both():
@@ -141,20 +131,20 @@ def test_a_worker_that_is_killed_changes_nothing(joined, source, expected, tmp_p
             os.kill(one["pid"], signal.SIGKILL)
 
     thread = meanwhile(lambda: written(sink) and len(notes(tmp_path)) == 2, kill_both)
-    tally = go(source, sink, OnRay(joined), seconds=0.3, gather=2, commit_seconds=0.0)
+    tally = go(source, sink, OnRay(cluster.address), seconds=0.3, gather=2, commit_seconds=0.0)
     thread.join()
     assert len(notes(tmp_path)) > 2, "others took their place"
     assert (tally, bytes_of(sink)) == expected
 
 
-def test_a_node_that_is_lost_changes_nothing(cluster, joined, source, expected, tmp_path):
+def test_a_node_that_is_lost_changes_nothing(cluster, source, expected, tmp_path):
     sink = tmp_path / "sink.jsonl"
 
     def on_both():
         return written(sink) and len({one["node"] for one in notes(tmp_path)}) == 2
 
     thread = meanwhile(on_both, lambda: cluster.remove_node(cluster.other, allow_graceful=False))
-    tally = go(source, sink, OnRay(joined), seconds=0.3, gather=2, commit_seconds=0.0)
+    tally = go(source, sink, OnRay(cluster.address), seconds=0.3, gather=2, commit_seconds=0.0)
     thread.join()
     cluster.other = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
     cluster.wait_for_nodes()
@@ -172,9 +162,9 @@ print(go(Path(source), Path(sink), OnRay(address), seconds=0.1, commit_seconds=0
 """
 
 
-def test_where_the_driver_is_killed_the_same_command_goes_on(joined, source, expected, tmp_path):
+def test_where_the_driver_is_killed_the_same_command_goes_on(cluster, source, expected, tmp_path):
     sink = tmp_path / "sink.jsonl"
-    words = ("-c", DRIVER, source, sink, joined)
+    words = ("-c", DRIVER, source, sink, cluster.address)
     progress = sink.with_name(f"{sink.name}.progress.json")
     place = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}:{HERE}"}}
     with Process(words, stdout=subprocess.DEVNULL, stderr=None, **place) as driver:
@@ -186,18 +176,18 @@ def test_where_the_driver_is_killed_the_same_command_goes_on(joined, source, exp
         driver.kill()
     done = json.loads(progress.read_text())["tally"]["rows"]
     assert 0 < done < ROWS
-    tally = go(source, sink, OnRay(joined))
+    tally = go(source, sink, OnRay(cluster.address))
     assert (tally, bytes_of(sink)) == expected
     # one process goes on with what workers began, too
     other = tmp_path / "other.jsonl"
     with pytest.raises(QuarantineError, match=r"line 6, id 'p5'"):
-        go(source, other, OnRay(joined), tolerance=Tolerance(20, None))
+        go(source, other, OnRay(cluster.address), tolerance=Tolerance(20, None))
     assert 0 < len(bytes_of(other)[0]) < len(expected[1][0])
     assert (go(source, other), bytes_of(other)) == expected
 
 
-def test_what_fails_on_a_worker_is_told_as_it_would_be_here(joined, source, tmp_path):
-    engine = OnRay(joined)
+def test_what_fails_on_a_worker_is_told_as_it_would_be_here(cluster, source, tmp_path):
+    engine = OnRay(cluster.address)
     wrong = ServingError("no model there")
     work = ModelAtWork(predictor=TextPredictor(), engine=engine, load=partial(raises, wrong))
     with pytest.raises(ServingError, match="no model there"):
@@ -210,19 +200,19 @@ def test_what_fails_on_a_worker_is_told_as_it_would_be_here(joined, source, tmp_
     with pytest.raises(ManifestError, match="No such file"):
         go(tmp_path / "none.jsonl", tmp_path / "u", engine)
     with pytest.raises(EngineError, match=r"a worker takes 64 CPUs .* \(1 CPUs, 0 GPUs; 1 CPUs, 0 GPUs\)"):
-        go(source, tmp_path / "v", OnRay(joined, cpus=64))
+        go(source, tmp_path / "v", OnRay(cluster.address, cpus=64))
 
 
-def test_a_post_that_no_worker_survives_ends_the_command_with_its_place(joined, tmp_path, monkeypatch):
+def test_a_post_that_no_worker_survives_ends_the_command_with_its_place(cluster, tmp_path, monkeypatch):
     rows = [{"id": f"p{n}", "text": "crash" if n == 100 else "0.9"} for n in range(200)]
     write_table(tmp_path / "posts.jsonl", rows)
     with monkeypatch.context() as impatient:
         impatient.setattr(on_ray, "_WITHOUT_RESULT", 15.0)
         with pytest.raises(EngineError, match=r"posts.jsonl, behind row 64: Ray gave up: .*no progress"):
-            go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(joined, 1))
+            go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(cluster.address, 1))
     assert len((tmp_path / "sink.jsonl").read_text().splitlines()) == 64
     write_table(tmp_path / "posts.jsonl", [row for row in rows if row["text"] != "crash"])
-    assert go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(joined, 1)).kept == 199
+    assert go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(cluster.address, 1)).kept == 199
 
 
 def write_table(file, rows):
@@ -242,7 +232,7 @@ def write_table(file, rows):
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "csv"])
-def test_the_command_labels_with_a_run_as_one_process_does(joined, small_run, tmp_path, form, capsys):
+def test_the_command_labels_with_a_run_as_one_process_does(cluster, small_run, tmp_path, form, capsys):
     """Posts of a real run with their pictures, a row that is none, and an id that comes again."""
     home = small_run.parent / "data"
     rows = [json.loads(line) for line in (home / "manifest.jsonl").read_text().splitlines()]
@@ -253,16 +243,16 @@ def test_the_command_labels_with_a_run_as_one_process_does(joined, small_run, tm
     words = ["predict", str(small_run), str(manifest), "--max-bad-share", "1", "--out"]
     assert main([*words, str(tmp_path / "here.csv")]) == 0
     told = capsys.readouterr().out.replace("here", "there")
-    assert main([*words, str(tmp_path / "there.csv"), "--ray", joined]) == 0
+    assert main([*words, str(tmp_path / "there.csv"), "--ray", cluster.address]) == 0
     assert capsys.readouterr().out == told
     assert bytes_of(tmp_path / "there.csv") == bytes_of(tmp_path / "here.csv")
     reasons = [json.loads(line)["reason"] for line in bytes_of(tmp_path / "here.csv")[1].splitlines()]
     assert [reason[:7] for reason in reasons] == ["id stan", "neither"]
 
 
-def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(joined, small_run, tmp_path):
+def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(cluster, small_run, tmp_path):
     recipe, runs = small_run.parent / "small.toml", {}
-    for name, more in {"here": [], "there": ["--ray", joined]}.items():
+    for name, more in {"here": [], "there": ["--ray", cluster.address]}.items():
         cache = f"backbone.cache={tmp_path / name}"
         words = ["run", str(recipe), "--out", str(tmp_path / f"{name}-run"), "--set", cache, *more]
         assert main([*words, "--set", "threads=1"]) == 0
@@ -275,7 +265,7 @@ def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(joined
     assert runs["here"] == runs["there"]
 
 
-def test_workers_ask_a_model_and_no_answer_is_bought_twice(joined, url, tmp_path, capsys):  # noqa: F811
+def test_workers_ask_a_model_and_no_answer_is_bought_twice(cluster, url, tmp_path, capsys):  # noqa: F811
     """A real database and a server over HTTP; with a cap it ends early, without one it goes on."""
     model = ModelServer()
     (tmp_path / "task.toml").write_text(TASK)
@@ -292,7 +282,7 @@ def test_workers_ask_a_model_and_no_answer_is_bought_twice(joined, url, tmp_path
     told, asked = capsys.readouterr().out, sorted(model.bodies)
     model.forget()
     shared = ["--recipe", str(tmp_path / "recipe.toml"), "--set", f"vlm.database={url}"]
-    shared += ["--ray", joined]
+    shared += ["--ray", cluster.address]
     assert main(words("there.jsonl", *shared, "--token-cap", "9000")) == 2
     assert "at most 9,000 are spent" in capsys.readouterr().err
     assert 0 < len(model.bodies) < len(asked)
