@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from agents.ask.answer_schema import NOT_JSON
-from agents.ask.guard import GUARD_ADVICE
+from agents.ask.answer_schema import guard_hint
 from agents.errors import JudgmentError, NearChanceError
 from agents.judgment import Judgment, LabelledPost, State, rounded
 from agents.panel import Panel
@@ -275,8 +274,8 @@ def _advice(figures: Trust, answers: Answers, guessing: Sequence[str]) -> str:
         )
         faults = Counter(one.rationale for one in answers[role] if one.state is State.FAILED)
         for fault, count in faults.most_common(1):
-            guard = f". {GUARD_ADVICE}" if NOT_JSON in fault else ""
-            lines.append(f"    {faults.total()} answers could not be used, {count} of them: {fault}{guard}")
+            told = fault + guard_hint(fault)
+            lines.append(f"    {faults.total()} answers could not be used, {count} of them: {told}")
     return (
         "near chance on posts of known label:\n" + "\n".join(lines) + "\nTheir word is worth nothing here,"
         " so nothing of the pool was judged. Try a stronger model, say more in the task's policy, look at a"

@@ -180,6 +180,13 @@ def _usable(answer: ParsedAnswer, schema: AnswerSchema | GuardWords) -> bool:
     )
 
 
+def guard_hint(fault: str) -> str:
+    """Return what to add to a fault that a guard model may be the cause of; empty where none is."""
+    if NOT_JSON not in fault:
+        return ""
+    return '. A guard model answers in words of its own: give it a role with kind = "guard"'
+
+
 AnyForm: TypeAlias = AnswerSchema | GuardWords
 
 

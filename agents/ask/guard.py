@@ -19,9 +19,6 @@ from agents.ask.label_probs import TOLERANCE
 from agents.client.base import Token
 from agents.errors import ReviewError
 
-GUARD_ADVICE = 'A guard model answers in words of its own: give it a role with kind = "guard"'
-"""Where answers are not JSON."""
-
 _WORD = re.compile(r"[^\s,;:.!\"'()\[\]{}]+")
 FLAGGED = "flagged"
 """What a moderation classifier is said to write before its categories."""

@@ -29,7 +29,7 @@ FOLDS, FOLDS_LARGE, LARGE = 5, 3, 1_000
 MARGIN, WEIGHT_OTHER, WEIGHT_CLASSIFIER = 1.0, 0.3, 0.0
 """Measured: weight on the classifier only makes agreement cheaper, since all candidates are certain to it."""
 MOST_OF_POOL = 20_000
-"""Pool posts that shape the views; each takes 18 kB of memory (`python -m runs.bench pools`)."""
+"""Pool posts that shape the views; a short text takes some 18 kB of memory."""
 CERTAIN = 0.95
 """Probabilities of others are cut here: one voice must not silence the others."""
 

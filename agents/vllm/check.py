@@ -12,8 +12,7 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
-from agents.ask.answer_schema import NOT_JSON, AnswerSchema, ParsedAnswer, parse_answer
-from agents.ask.guard import GUARD_ADVICE
+from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, guard_hint, parse_answer
 from agents.client.base import (
     ChatRequest,
     Completion,
@@ -193,7 +192,8 @@ def drawn_picture(seed: int = 0) -> Picture:
 def _judge(trial: Trial, *, image: bool) -> Check:
     about = "an image" if image else "a text"
     if trial.completion is None:
-        guard = f". {GUARD_ADVICE}, where it is not checked" if NOT_JSON in trial.fault else ""
+        hint = guard_hint(trial.fault)
+        guard = hint and f"{hint}, where it is not checked"
         return Check("answer", False, f"to a question about {about}: {trial.fault}{guard}")
     usage = trial.completion.usage
     notes = [
