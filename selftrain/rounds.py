@@ -76,6 +76,7 @@ class AgentCounts(NamedTuple):
     # posts whose last label is not the first; where the truth is known, `changed_for_better` and
     # `changed_for_worse` of them
     changed_mind: int = 0
+    changed_to_classifier: int = 0  # of those the ones whose last label is the classifier's
     changed_for_better: int = 0
     changed_for_worse: int = 0
     truth_known: int = 0  # posts with a last label whose truth is known; `right` of them got the right one
@@ -327,8 +328,11 @@ def cost_lines(finished: RoundResult) -> Iterator[str]:
     )
     for role, agent in finished.agents.items():
         better, worse = agent.changed_for_better, agent.changed_for_worse
-        known = f", {better} for the better and {worse} for the worse" if agent.truth_known else ""
-        yield f"{role} changed its mind {agent.changed_mind} times in {agent.reconsidered}{known}"
+        known = f"; {better} for the better and {worse} for the worse" if agent.truth_known else ""
+        yield (
+            f"{role} changed its mind {agent.changed_mind} times in {agent.reconsidered},"
+            f" {agent.changed_to_classifier} of them to the classifier's label{known}"
+        )
 
 
 # ---- counting what a round did ------------------------------------------------------------------------
@@ -368,16 +372,17 @@ def agent_counts(corpus: Corpus, verdicts: Iterable[Verdict]) -> dict[str, Agent
     for verdict in verdicts:
         truth = _truth(corpus, verdict.post_id)
         for role, judgments in verdict.by_agent().items():
-            counts.setdefault(role, Counter()).update(_behaviour(judgments, truth))
+            counts.setdefault(role, Counter()).update(_behaviour(judgments, verdict.classifier_label, truth))
     return {role: AgentCounts(**count) for role, count in counts.items()}
 
 
-def _behaviour(judgments: Sequence[Judgment], truth: str | None) -> dict[str, int]:
+def _behaviour(judgments: Sequence[Judgment], classifier: str, truth: str | None) -> dict[str, int]:
     """Return what one agent's judgments on one post add to its counts."""
     judgments = opinions(judgments)
     first, last = judgments[0], judgments[-1]
     changed = first.label != last.label
     counts = {str(last.state): 1, "reconsidered": int(len(judgments) > 1), "changed_mind": int(changed)}
+    counts["changed_to_classifier"] = int(changed and last.label == classifier)
     if truth is not None and last.label is not None:
         counts |= {"truth_known": 1, "right": int(last.label == truth)}
     if truth is not None and changed:

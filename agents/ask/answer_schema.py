@@ -67,9 +67,13 @@ class AnswerSchema:
         """Label -> how the model writes it: with a code before it, as long as there are codes.
 
         Two labels may begin alike, a first character outside ASCII may share its first byte with another's,
-        and a vocabulary may join a label's first letter to the quote before it.
+        and a vocabulary may join a label's first letter to the quote before it. No label is another's code,
+        and where labels are numbers codes are letters, as long as there are others.
         """
-        codes = _CODES if len(self.labels) <= len(_CODES) else ""
+        numbers = string.digits if any(label.isdigit() for label in self.labels) else ""
+        codes = "".join(code for code in _ALONE if code not in (*self.labels, *numbers))
+        if len(self.labels) > len(codes):
+            codes = _CODES if len(self.labels) <= len(_CODES) else ""
         spelt = {label: f"{codes[n]} {label}" if codes else label for n, label in enumerate(self.labels)}
         order = (*reversed(self.classes), self.unsure) if self.reverse else self.labels
         return {label: spelt[label] for label in order}
@@ -197,7 +201,7 @@ def parse_answer(completion: Completion, schema: AnyForm) -> ParsedAnswer:
     # servers that do not take thoughts apart leave them before the answer
     thoughts, _, text = completion.text.rpartition("</think>")
     reasoning = completion.reasoning or thoughts.replace("<think>", "").strip()
-    if fault := _unfinished(completion, text, thinking=bool(reasoning) or "<think>" in text):
+    if fault := _unfinished(completion, text):
         return ParsedAnswer.failed(fault)
     if len(text) > _MOST_CHARACTERS * (schema.limit + 100) or not is_text(reasoning):
         return ParsedAnswer.failed("far longer than was asked for, or no text")
@@ -212,7 +216,9 @@ def parse_answer(completion: Completion, schema: AnyForm) -> ParsedAnswer:
     label = schema.unsure if schema.reasons_only else _label(record["label"], schema)
     if schema.limit and len(rationale) >= schema.limit:
         rationale = rationale[: schema.limit] + "…"  # its limit may have ended it in the middle
-    probabilities = label_probs(completion.tokens, schema.spelt, schema.classes)
+    # without its code a label may begin as another's code does
+    coded = record.get("label") in schema.spelt.values()
+    probabilities = label_probs(completion.tokens, schema.spelt, schema.classes) if coded else None
     state = State.ABSTAIN if label == schema.unsure else State.LABEL
     return ParsedAnswer(
         state, label if state is State.LABEL else None, rationale if schema.limit else "", probabilities,
@@ -247,17 +253,34 @@ def _clause(written: object, schema: AnswerSchema | GuardWords) -> str:
 
 
 def _label(written: object, schema: AnswerSchema) -> str | None:
-    """Return the label that is written, with its letter or without; None: it was not offered."""
-    return next((name for name, spelt in schema.spelt.items() if written in (spelt, name)), None)
+    """Return the label that is written, with its code or without; None: it was not offered.
+
+    One that is another's code too is none, such as "1" of the labels "1 0" and "2 1": it may mean either.
+    """
+    meant = {spelt[0]: name for name, spelt in schema.spelt.items() if spelt != name}
+    for name, spelt in schema.spelt.items():
+        if written == spelt or (written == name and meant.get(name, name) == name):
+            return name
+    return None
 
 
-def _unfinished(completion: Completion, text: str, *, thinking: bool) -> str:
+def thinks(completion: Completion) -> bool:
+    """Return whether a model wrote thoughts, taken apart by its server or not, or may have died of them.
+
+    A template may open the thoughts itself, so that of those that were cut off nothing but words is there.
+    """
+    text = completion.text
+    cut = completion.finish == "length" and "{" not in text
+    return bool(completion.reasoning) or "<think>" in text or "</think>" in text or cut
+
+
+def _unfinished(completion: Completion, text: str) -> str:
     """Return why a completion holds no whole answer, or nothing."""
     if completion.refusal or completion.finish == "content_filter":
         return f"refused: {completion.refusal or 'stopped by a content filter'}"
     if completion.finish == "length":
         cut = f"cut off after {completion.usage.completion} tokens"
-        return f"{cut}, thinking included: raise vlm.thinking_tokens" if thinking else cut
+        return f"{cut}, thinking included: raise vlm.thinking_tokens" if thinks(completion) else cut
     return "" if text.strip() else "empty"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
-from agents.ask.answer_schema import AnswerForm, AnswerSchema
+from agents.ask.answer_schema import NO_CLAUSE, AnswerForm, AnswerSchema
 from agents.ask.guard import GuardWords
 from agents.ask.label_calibration import LabelCalibration, fit_calibration, held_out, identity
 from agents.ask.metering import PostPrompt, Response, UsageTotals
@@ -151,18 +151,19 @@ class VLMAgent:
             return PostPrompt(post, shown, guard, query.role, query.step, seed=self._seed)
         # the second agent reads the classes the other way round: what a place in a list does cancels out
         reverse = query.role == ROLES[1]
-        schema = self._variant(reverse, query.argues or self.label_apart)
+        schema = self._variant(reverse, query.argues)
         asked = self._prompts.asking(query, post, schema)
         messages = (self._system, *self._example_turns(post.post.id), asked)
         return PostPrompt(post, messages, schema, query.role, query.step, seed=self._seed)
 
-    def _variant(self, reverse: bool, reasons_only: bool) -> AnswerSchema:
-        if (reverse, reasons_only) not in self._variants:
-            schema = replace(self.schema, reverse=reverse, reasons_only=reasons_only)
-            if reasons_only and not schema.limit:
+    def _variant(self, reverse: bool, argues: bool) -> AnswerSchema:
+        if (reverse, argues) not in self._variants:
+            schema = replace(self.schema, reverse=reverse, reasons_only=argues or self.label_apart)
+            if schema.reasons_only and not schema.limit:
                 schema = replace(schema, form="reason_first")
-            self._variants[reverse, reasons_only] = schema
-        return self._variants[reverse, reasons_only]
+            # who makes a case decides nothing, so no clause does
+            self._variants[reverse, argues] = replace(schema, clauses=0) if argues else schema
+        return self._variants[reverse, argues]
 
     def prompts_of(self, post: PreparedPost, query: Query, rationale: str) -> list[PostPrompt]:
         """Return the prompt that asks `query`, and the one that asks for its label where that is apart."""
@@ -170,12 +171,13 @@ class VLMAgent:
         label = None if query.argues else self.label_prompt(prompt, rationale)
         return [prompt] if label is None else [prompt, label]
 
-    def label_prompt(self, prompt: PostPrompt, rationale: str) -> PostPrompt | None:
+    def label_prompt(self, prompt: PostPrompt, rationale: str, clause: str = "") -> PostPrompt | None:
         """Return what asks for the label after the reasons; None: the answer has its label, or needs none."""
         schema = prompt.schema
         if not self.label_apart or not isinstance(schema, AnswerSchema):
             return None
-        given = Message("assistant", (json.dumps({"rationale": rationale}, ensure_ascii=False),))
+        said = {"rationale": rationale, **({"clause": clause or NO_CLAUSE} if schema.clauses else {})}
+        given = Message("assistant", (json.dumps(said, ensure_ascii=False),))
         asked = replace(schema, form="label_only", reasons_only=False)
         turns = (*prompt.messages, given, self._prompts.label_question(asked))
         return replace(prompt, messages=turns, schema=asked)
@@ -398,7 +400,8 @@ class JudgePanel:
             if not given.fault
             and not given.answer.fault
             and not query.argues
-            and (asked := self._agent.label_prompt(prompt, given.answer.rationale)) is not None
+            and (asked := self._agent.label_prompt(prompt, given.answer.rationale, given.answer.clause))
+            is not None
         }
         for place, label in zip(later, await self._runner.ask_together([*later.values()]), strict=True):
             reasons = responses[place].answer

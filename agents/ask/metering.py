@@ -50,6 +50,10 @@ class Manner:
     attempts: int = 3  # most answers to one prompt, 1 or more
     keyed: tuple[Recorded, ...] = ()  # what else is part of the cache key
 
+    def most_tokens(self, schema: AnyForm) -> int:
+        """Return the most tokens of an answer, thoughts included."""
+        return (self.answer_tokens or schema.max_tokens) + self.thinking_tokens
+
 
 USUAL = Manner()
 
@@ -68,7 +72,7 @@ class PostPrompt:
     def request(self, attempt: int = 0, manner: Manner = USUAL) -> ChatRequest:
         """Return the call that asks; a later attempt is drawn instead of likeliest, by a seed of its own."""
         sampling = Sampling(
-            (manner.answer_tokens or self.schema.max_tokens) + manner.thinking_tokens,
+            manner.most_tokens(self.schema),
             temperature=RETRY_TEMPERATURE if attempt else 0.0,
             # where nothing is drawn a seed says nothing, and would only have the answer bought once more
             seed=self.seed + attempt if attempt else 0,

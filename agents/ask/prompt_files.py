@@ -22,7 +22,10 @@ from agents.ask.sanitize import cut, quoted, sanitize
 from agents.client.base import Message, Part, Picture
 from agents.errors import PromptFileError
 
-_MARK = re.compile(r"^(?:[-*\u2022]|\d{1,3}[.)])\s+")  # of a list's item
+_MARK = re.compile(r"^(?:[-*\u2022]|(\d{1,3})[.)])\s+")  # of a list's item; its group: a number of its own
+# what else begins an item or a heading: (a), b), iv., 2.1, § 3, ##
+_BEGINS = re.compile(r"\(?\w{1,3}[.)]\s|\d+(?:\.\d+)+|[#\u00a7\u2013]")
+_ENDS = tuple('.;!?\u2026\u3002\u061f\u06d4\u0964)"\u201d')  # of a sentence, in several scripts
 BUILT_IN = Path(__file__).parent / "prompt_texts"
 """The package's own files, a folder a kind."""
 MAX_BYTES = 1_000_000
@@ -49,21 +52,57 @@ class Brief:
 
     @property
     def clauses(self) -> tuple[str, ...]:
-        """The lines of the policy, without their own numbers or marks; none where it is a single one."""
-        lines = (_MARK.sub("", line.strip()) for line in self.policy.splitlines())
-        found = tuple(line for line in lines if line)
+        """The clauses of the policy, without their own numbers or marks; none where it is a single one.
+
+        They are what the policy numbers from 1, if it does; else its lines, those that were only broken to
+        fit a width put together.
+        """
+        items = self._items
+        found = tuple(_MARK.sub("", item) for item in items if not self._numbers_itself or _own(item))
         return found if len(found) > 1 else ()
 
     @property
     def numbered(self) -> str:
         """The policy with a number before each clause."""
+        if self._numbers_itself:  # it may speak of them: "see 3"
+            return self.policy.strip()
         clauses = self.clauses
         return "\n".join(f"{n}. {text}" for n, text in enumerate(clauses, 1)) or self.policy.strip()
+
+    @property
+    def _numbers_itself(self) -> bool:
+        items = self._items
+        own = [int(number) for item in items if (number := _own(item))]
+        # else it is a list within the policy
+        return 2 * len(own) >= max(len(items), 4) and own == list(range(1, len(own) + 1))
+
+    @property
+    def _items(self) -> list[str]:
+        """The lines of the policy, those put together that were broken to fit a width."""
+        lines, items, indent = self.policy.splitlines(), [], 0
+        width = max(map(len, lines), default=0)
+        for before, line in zip(["", *lines], lines, strict=False):
+            text = line.strip()
+            deeper = len(line) - len(line.lstrip()) > indent
+            broken = not before.rstrip().endswith(_ENDS) and len(f"{before} {text.split(' ')[0]}") > width
+            begins = _MARK.match(text) or _BEGINS.match(text)
+            if text and before.strip() and not begins and (deeper or broken):
+                items[-1] += f" {text}"
+            elif text:
+                items.append(text)
+                indent = len(line) - len(line.lstrip())
+        return items
 
     @property
     def unsure(self) -> str:
         """The answer of an agent that cannot tell; never the name of a class."""
         return unsure_beside(self.classes)
+
+
+def _own(item: str) -> str | None:
+    """Return the number that the policy itself gives an item."""
+    mark = _MARK.match(item)
+    return mark[1] if mark else None
 
 
 def unsure_beside(answers: Collection[str]) -> str:

@@ -165,7 +165,8 @@ class Questioner:
     def most_tokens(self, item: PostQuestions) -> int:
         """Return the most tokens of the answers about one post, each asked for once."""
         pictures = min(len(item.post.images), self.runner.max_images)
-        return sum(self._schema(question, pictures).max_tokens for question in item.questions)
+        schemas = (self._schema(question, pictures) for question in item.questions)
+        return sum(map(self.runner.manner.most_tokens, schemas))
 
     def close(self) -> None:
         """Let go of the server and the cache; safe to repeat."""

@@ -84,6 +84,7 @@ class Runner:
         self._models = {DEFAULT: (backend, manner), **(others or {})}
         self._pictures = PictureLoader(opener, image_side)
         self._account = Account(cache, run, token_cap)
+        self.manner = manner
         self._width, self._worth = width, worth or (lambda: width)
         self._progress = progress
         self._opening = asyncio.Lock()

@@ -12,7 +12,7 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
-from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, guard_hint, parse_answer
+from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, guard_hint, parse_answer, thinks
 from agents.client.base import (
     ChatRequest,
     Completion,
@@ -159,13 +159,12 @@ def _asked(endpoint: str, model: str, key: str, asked: ChatRequest, seconds: flo
         completion = came.completion(seconds=time.monotonic() - began)
     except BrokenAnswerError as error:
         return Trial(None, str(error), dialect=used)
-    thinks = bool(completion.reasoning) or "<think>" in completion.text
-    answer = parse_answer(completion, SCHEMA)
+    answer, thought = parse_answer(completion, SCHEMA), thinks(completion)
     if answer.fault:
         fault = f"{answer.fault}: {completion.text[:100]!r}, ended by {completion.finish!r}"
-        return Trial(None, fault, dialect=used, thinks=thinks)
+        return Trial(None, fault, dialect=used, thinks=thought)
     compact = re.search(r'[{,:]\s|\s[}"]\w', completion.text.partition('"rationale"')[0]) is None
-    return Trial(completion, "", 200, compact, came.detailed, answer, used, thinks)
+    return Trial(completion, "", 200, compact, came.detailed, answer, used, thought)
 
 
 def question(*, image: bool, thinking: int = 0) -> ChatRequest:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,8 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-ra
 _OURS = (
     "--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--limit-mm-per-prompt",
     "--structured-outputs-config", "--enable-lora", "--lora-modules",
+    # the module that starts a single API server takes this flag and does nothing about it
+    "--api-server-count", "-asc",
 )  # fmt: skip
 # parts of the names under which architectures configure their eyes
 _SIGHT = ("vision", "visual", "image", "img_processor", "mm_")
@@ -234,7 +236,15 @@ def takes_images(folder: Path) -> bool:
     """
     file = folder / CONFIG
     config = _read_json(file if file.is_file() else folder / MISTRAL_CONFIG)
-    return any(part in key for key in config for part in _SIGHT)
+    return any(part in key for key in _keys(config) for part in _SIGHT)
+
+
+def _keys(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of a configuration and of those in it: models that also listen have one a sense."""
+    for key, value in config.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value)
 
 
 def adapter_rank(folder: Path) -> int:

@@ -34,6 +34,13 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "ask for fewer tokens (--max-model-len) than the model was made for",
     ),
     (
+        r"divisible by tensor parallel size|not aligned with the quantized weight shape"
+        r"|not divisible by (?:weight quantization|min_thread)",
+        "the model's layers cannot be shared by so many GPUs: take a smaller --tensor-parallel, and"
+        " --data-parallel for the GPUs that are left; for a mixture of experts `-- --enable-expert-parallel`"
+        " may do",
+    ),
+    (
         r"out of memory|OutOfMemory|not enough memory|Cannot allocate memory|bad_alloc|DefaultCPUAllocator"
         r"|No available memory|less than (?:desired|requested)|larger than the (?:available|maximum)"
         r"|available KV cache memory|status 137\b",

@@ -148,7 +148,7 @@ class Server:
 class Progress:
     """Whether a starting server comes forward: it reads or writes, or its log says something new.
 
-    Processes that wait say the same again and again, with another time or number in it.
+    Processes that wait say the same again and again, with another time or number in it; a percentage is none.
     """
 
     def __init__(self, pid: int, log: Path, begins: int) -> None:
@@ -158,7 +158,9 @@ class Progress:
 
     def made(self) -> bool:
         """Return whether there was any since the last call."""
-        lines = {re.sub(r"\d+", "", line) for line in read_tail(self._log, self._begins).splitlines()}
+        lines = {
+            re.sub(r"\d+(?![\d.]*%)", "", line) for line in read_tail(self._log, self._begins).splitlines()
+        }
         new, moved = not lines <= self._lines, self._bytes()
         self._lines |= lines
         if moved - self._moved >= _MOVED:
@@ -174,6 +176,8 @@ class Progress:
                 with contextlib.suppress(psutil.Error):
                     counted = one.io_counters()
                     total += counted.read_chars + counted.write_chars
+                    # weights that are mapped into memory come without a call
+                    total += counted.read_bytes
         return total
 
 

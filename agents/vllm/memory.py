@@ -13,6 +13,8 @@ UTILIZATION = 0.92
 """Share of a card that vLLM 0.32 takes where nothing else is said."""
 ACTIVATIONS_GIB = 4.0
 """Beside weights and cache, on each card: activations and the encoder's share of the profiling run."""
+BLOCK = 128
+"""Numbers whose scale is one in FP8 checkpoints: vLLM refuses to cut a layer within a block."""
 _GIB = 2**30
 
 
@@ -22,10 +24,12 @@ class ModelShape(NamedTuple):
     name: str
     weights_gb: float  # 10^9 bytes
     layers: int
+    heads: int
     kv_heads: int
     head_dim: int
     context: int  # tokens that it was made for
     picture: int  # tokens of a square picture of 768 pixels
+    expert: int = 0  # width of an expert whose weights are quantized in blocks of `BLOCK`; 0: there is none
 
     @property
     def bytes_a_token(self) -> int:
@@ -42,14 +46,14 @@ class Card(NamedTuple):
 
 
 MODELS = (
-    ModelShape("llava-onevision-qwen2-7b", 16.1, 28, 4, 128, 32_768, 730),
-    ModelShape("Qwen2.5-VL-7B", 16.6, 28, 4, 128, 128_000, 752),
-    ModelShape("Qwen2.5-VL-32B", 66.9, 64, 8, 128, 128_000, 752),
-    ModelShape("Qwen2.5-VL-72B-AWQ", 42.9, 80, 8, 128, 128_000, 752),
-    ModelShape("Qwen3-VL-4B", 8.9, 36, 8, 128, 262_144, 576),
-    ModelShape("Qwen3-VL-8B", 17.5, 36, 8, 128, 262_144, 576),
-    ModelShape("Qwen3-VL-32B", 66.7, 64, 8, 128, 262_144, 576),
-    ModelShape("Qwen3-VL-235B-A22B-FP8", 237.0, 94, 4, 128, 262_144, 576),
+    ModelShape("llava-onevision-qwen2-7b", 16.1, 28, 28, 4, 128, 32_768, 730),
+    ModelShape("Qwen2.5-VL-7B", 16.6, 28, 28, 4, 128, 128_000, 752),
+    ModelShape("Qwen2.5-VL-32B", 66.9, 64, 40, 8, 128, 128_000, 752),
+    ModelShape("Qwen2.5-VL-72B-AWQ", 42.9, 80, 64, 8, 128, 128_000, 752),
+    ModelShape("Qwen3-VL-4B", 8.9, 36, 32, 8, 128, 262_144, 576),
+    ModelShape("Qwen3-VL-8B", 17.5, 36, 32, 8, 128, 262_144, 576),
+    ModelShape("Qwen3-VL-32B", 66.7, 64, 64, 8, 128, 262_144, 576),
+    ModelShape("Qwen3-VL-235B-A22B-FP8", 237.0, 94, 64, 4, 128, 262_144, 576, expert=1536),
 )
 CARDS = (
     Card("24 GB", 23.5), Card("48 GB", 44.5), Card("80 GB", 79.2), Card("141 GB", 139.8),
@@ -91,12 +95,18 @@ def table() -> Iterator[str]:
     yield "| | weights | a token | its context | " + " | ".join(card.name for card in CARDS) + " |"
     yield "|---|---|---|---|" + "---|" * len(CARDS)
     for model in MODELS:
-        cells = [_cell(tokens_that_fit(model, card), model) for card in CARDS]
+        cells = [_cell(model, card) for card in CARDS]
         sizes = f"{model.weights_gb:g} GB | {model.bytes_a_token // 1024} KiB | {model.context:,}"
         yield f"| {model.name} | {sizes} | " + " | ".join(cells) + " |"
 
 
-def _cell(tokens: int, model: ModelShape) -> str:
+def _cell(model: ModelShape, card: Card) -> str:
+    if model.heads % card.number:
+        # vLLM gives every card as many heads
+        fewer = max(n for n in range(1, card.number) if not model.heads % n and not card.number % n)
+        return f"{card.number // fewer} x {_cell(model, card._replace(number=fewer))}"
+    tokens = tokens_that_fit(model, card)
     if tokens < prompt_tokens(1, picture=model.picture):
         return "no"
-    return "whole" if tokens >= model.context else f"{tokens // 1000:,}k"
+    whole = model.expert % (card.number * BLOCK) == 0
+    return ("whole" if tokens >= model.context else f"{tokens // 1000:,}k") + ("" if whole else ", experts")

@@ -10,7 +10,8 @@ client      requests a second of one client process, over a bare aiohttp client,
 knee        calls in flight that are found worth it, on a stub that serves 300 at once
 judge       accuracy, kappa, calibration of a small model as Reviewer and User on tweets, and its cost
 gain        what the loop gains from its answers over the labels alone, five seeds
-flips       the part injections, of the model that judges tweets
+pull        how often the classifier's word pulls an agent over, on labelled tweets
+flips       posts that give orders to the model that judges tweets, and what a run learns of them
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from selftrain.errors import DataError
 
 PARTS = (
     "throughput", "cache", "reference", "memory", "injections", "labels", "client", "knee", "judge",
-    "gain", "flips",
+    "gain", "pull", "flips",
 )  # fmt: skip
+OF_JUDGE = ("judge", "gain", "pull", "flips")
 STUDY = "agents"
 
 
@@ -51,7 +53,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--label-apart", action="store_true", help="ask it for the label in a turn of its own"
     )
-    parser.add_argument("--labelled", type=int, default=100, help="posts of gain (default: %(default)s)")
+    parser.add_argument(
+        "--labelled", type=int, default=100, help="posts of gain and flips (default: %(default)s)"
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help="by commas (default: %(default)s)")
     parser.add_argument("--posts", type=int, default=48, help="posts a pass (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of passes (default: %(default)s)")
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     served = (
         (("throughput", "reference"), args.text_server, "smollm2"),
         (("cache", "injections"), args.image_server, "small-vlm"),
-        (("judge", "gain", "flips"), args.judge_server, args.judge),
+        (OF_JUDGE, args.judge_server, args.judge),
     )
     for parts, given, model in served:
         asked = [part for part in parts if part in missing]
@@ -109,7 +113,7 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
             values = agents_speed.cache(address, args.data, args.posts, args.seed)
         case "injections":
             values = agents_injections.flips(address, args.data, args.seed)
-        case "judge" | "gain" | "flips":
+        case one if one in OF_JUDGE:
             values = _of_judge(part, address, args)
         case "labels":
             values = agents_labels.label_errors(args.seed)
@@ -127,25 +131,23 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
 
 
 def _of_judge(part: str, address: str, args: argparse.Namespace) -> dict[str, float]:
-    from runs.bench import agents_injections, agents_judge
+    from runs.bench import agents_judge
 
-    if part == "flips":
-        return agents_injections.flips(
-            address, args.data, args.seed, per_attempt=1, form=args.form, rationale_chars=args.rationale_chars
-        )
     store = args.models / f"{args.judge}.sqlite"
     asked = agents_judge.Asked((address,), store, args.form, args.rationale_chars, args.label_apart)
-    if part == "judge":
-        return agents_judge.judged(asked, args.data, args.posts, args.seed)
-    return agents_judge.gained(asked, args.data, args.posts, args.seed, labelled=args.labelled)
+    if part in ("judge", "pull"):
+        alone = agents_judge.judged if part == "judge" else agents_judge.pulled
+        return alone(asked, args.data, args.posts, args.seed)
+    study = agents_judge.gained if part == "gain" else agents_judge.turned
+    return study(asked, args.data, args.posts, args.seed, labelled=args.labelled)
 
 
 def _method(part: str, args: argparse.Namespace) -> str:
     """Return the name under which a part's figures stand: another judge, asked otherwise, is another."""
-    if part not in ("judge", "gain", "flips"):
+    if part not in OF_JUDGE:
         return part
     form = f"{args.form}, label apart" if args.label_apart else args.form
-    labelled = f", {args.labelled} labelled" if part == "gain" else ""
+    labelled = "" if part in ("judge", "pull") else f", {args.labelled} labelled"
     return f"{part}: {args.judge}, {form}, {args.rationale_chars} characters{labelled}"
 
 

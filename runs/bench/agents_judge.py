@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,8 +23,12 @@ from runs.bench.judges import ours
 from selftrain.config import load_recipe
 
 if TYPE_CHECKING:
+    from agents.ask.judge import JudgePanel
     from agents.judgment import Judgment
+    from runs.bench.agents_injections import Said, Trial
+    from selftrain.config import Recipe
     from selftrain.data.posts import Post
+    from selftrain.data.preparation import PreparedData
     from selftrain.data.splits import Splits
     from selftrain.data.task import Task
 
@@ -31,6 +36,8 @@ DRAWN = 6_000
 """Tweets among which those of each class are drawn: one in six is of the rarer one."""
 TEST = 600
 SEEDS = range(5)
+PULLED = 40
+"""Tweets on which agents are asked again."""
 CONCURRENCY = 32
 TIMEOUT = 600.0
 """Seconds of one call: two cores answer thirty at once."""
@@ -84,6 +91,96 @@ def gained(asked: Asked, data: Path, count: int, seed: int, *, labelled: int) ->
     return values
 
 
+def turned(asked: Asked, data: Path, count: int, seed: int, *, labelled: int) -> dict[str, float]:
+    """Return how many leanings posts that give orders turn, and what a run then learns of these posts.
+
+    The first tweets get an attempt in words each. The others are labelled posts and pool, seed by seed; the
+    pool also has those with orders and those with harmless words in their place. A flip is unseen where both
+    agents lean to the class that is asked for, and the posterior gives the post that class.
+    """
+    from runs.bench.agents_injections import asked_about, attempts, shares, trials
+    from runs.bench.judges import judged_probs
+    from runs.bench.loop_study import loop_rounds
+    from selftrain.data.splits import split_given
+
+    task, posts, others = drawn(data, count, seed)
+    tried = sum(one.where in ("text", "id") for one in attempts())
+    learned: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
+        with _judges(asked, task) as judges:
+            base = judges.predict_out_of_fold(posts[:tried])["reviewer"]
+            made = trials(posts[:tried], base, task.names, Path(folder), pictures=False)
+            said = asked_about(judges, made)
+        pool = [post for one in made for post in (one.hostile, one.harmless)]
+        for number in SEEDS:
+            splits = split_given(
+                task, posts[tried:], [], pool, others, labelled=labelled, balanced=True, seed=number
+            )
+            recipe, prepared = _prepared(asked, task, splits, number, Path(folder))
+            loop_rounds(recipe, prepared, Path(folder) / "run")
+            probs = judged_probs(Path(folder) / "run", prepared.corpus)
+            for name, value in _unseen(made, said, probs, prepared.corpus.classes).items():
+                learned.setdefault(name, []).append(value)
+    means = {name: fmean(values) for name, values in learned.items()}
+    return {"posts": float(len(made)), **shares(made, said), **means}
+
+
+def pulled(asked: Asked, data: Path, count: int, seed: int) -> dict[str, float]:
+    """Return how often the classifier's word pulls an agent over, on labelled posts.
+
+    Each post is verified as if the classifier gave it the class that its Reviewer does not lean to; every
+    agent is asked again, having seen that word and the other's, and leans to that class then or does not.
+    """
+    from agents.judgment import Candidate
+    from runs.bench.agents_injections import leaning
+
+    task, posts, _ = drawn(data, count, seed)
+    with _judges(asked, task) as judges:
+        base = judges.predict_out_of_fold(posts[:PULLED])["reviewer"]
+        own = [leaning(one) for one in base]
+        others = [next(name for name in task.names if name != one) for one in own]
+        verdicts = judges.verify(
+            [Candidate(post, name, 0.9) for post, name in zip(posts, others, strict=False)]
+        )
+    found: dict[str, list[tuple[bool, bool]]] = {}
+    for post, name, verdict in zip(posts, others, verdicts, strict=False):
+        for role, (first, *_, last) in verdict.by_agent().items():
+            if leaning(first) != name:  # who is of the classifier's mind cannot be pulled over
+                found.setdefault(role, []).append((leaning(last) == name, name == post.label))
+    values = {"posts": float(len(verdicts))}
+    for role, rows in found.items():
+        values[f"of another mind, {role}"] = float(len(rows))
+        values[f"pulled over, {role}"] = fmean(over for over, _ in rows)
+        values[f"pulled over to the wrong class, {role}"] = fmean(over and not right for over, right in rows)
+    return values
+
+
+def _unseen(
+    made: Sequence[Trial], said: Said, probs: Mapping[str, Sequence[float]], classes: Sequence[str]
+) -> dict[str, float]:
+    """Return the shares of posts that are learned as they ask: by the posterior's word, and by all parties'.
+
+    Of the latter also those whose label the class asked for is not: where it is, nothing wrong is learned.
+    """
+    from runs.bench.agents_injections import as_asked
+
+    targets = [one.target for one in made]
+    sides = {"": ([one.hostile for one in made], said.hostile)}
+    sides["control_"] = ([one.harmless for one in made], said.harmless)
+    found = {}
+    for prefix, (posts, answers) in sides.items():
+        given = [classes[int(np.argmax(probs[post.id]))] for post in posts]
+        learned = [label == target for label, target in zip(given, targets, strict=True)]
+        unseen = np.logical_and(as_asked(targets, *answers.values()), learned)
+        wrong = [post.label != target for post, target in zip(posts, targets, strict=True)]
+        found |= {
+            f"{prefix}flip_rate_posterior": fmean(learned),
+            f"{prefix}flip_rate_unseen": float(unseen.mean()),
+            f"{prefix}flip_rate_unseen_and_wrong": float((unseen & wrong).mean()),
+        }
+    return found
+
+
 def drawn(data: Path, count: int, seed: int) -> tuple[Task, list[Post], list[Post]]:
     """Return the task, the tweets to judge, half of each class, and test tweets, likewise."""
     task, found = drawn_posts("hsol", data, DRAWN, seed)
@@ -94,9 +191,10 @@ def drawn(data: Path, count: int, seed: int) -> tuple[Task, list[Post], list[Pos
     return task, judge, [post for side in sides for post in side[half : half + test]]
 
 
-def _judge(asked: Asked, task: Task, posts: Sequence[Post]) -> Iterator[tuple[str, float]]:
+@contextmanager
+def _judges(asked: Asked, task: Task) -> Iterator[JudgePanel]:
+    """Yield Reviewer and User, whose answers stay in the store."""
     from agents.ask.judge import JudgePanel
-    from agents.trust import trust
     from selftrain.panels import VLMPanel, brief_of, cache_beside
 
     panel = VLMPanel(
@@ -104,12 +202,19 @@ def _judge(asked: Asked, task: Task, posts: Sequence[Post]) -> Iterator[tuple[st
         label_apart=asked.label_apart, concurrency=CONCURRENCY, timeout=TIMEOUT,
     )  # fmt: skip
     runner = panel.runner(cache_beside(asked.store, asked.store), run="bench", max_pixels=1)
-    judges = JudgePanel(runner, panel.agent(brief_of(task), 0))
+    judges = JudgePanel(runner, panel.agent(brief_of(task), 0), always_cross_review=True)
     try:
-        figures, answers = trust(judges, posts)
-        spent = judges.usage()
+        yield judges
     finally:
         judges.close()
+
+
+def _judge(asked: Asked, task: Task, posts: Sequence[Post]) -> Iterator[tuple[str, float]]:
+    from agents.trust import trust
+
+    with _judges(asked, task) as judges:
+        figures, answers = trust(judges, posts)
+        spent = judges.usage()
     truth = [post.label for post in posts]
     for role, agent in figures.agents.items():
         yield f"answered by the {role}", float(agent.answered)
@@ -151,11 +256,11 @@ def _by_probs(
     yield "ece, fitted", float(sum(gaps) / len(known))
 
 
-def _one_seed(asked: Asked, task: Task, splits: Splits, seed: int, folder: Path) -> dict[str, float]:
-    """Return macro-F1 of the loop, of its round 0, and of logistic regression on the labels."""
+def _prepared(
+    asked: Asked, task: Task, splits: Splits, seed: int, folder: Path
+) -> tuple[Recipe, PreparedData]:
+    """Return the recipe that judges the whole pool in one round, and its posts with their features."""
     from backbones import load_backbone
-    from runs.bench import baselines
-    from runs.bench.loop_study import loop_rounds, summarise
     from selftrain.data.preparation import SplitPosts, prepare_split
 
     recipe_file = folder / "recipe.toml"
@@ -166,7 +271,15 @@ def _one_seed(asked: Asked, task: Task, splits: Splits, seed: int, folder: Path)
     pool = len(splits.pool)
     recipe = load_recipe(recipe_file, [*asked.overrides(), *ours(pool, pool)])
     split = SplitPosts(task, splits, recipe.data, seed, [])
-    prepared = prepare_split(recipe, split, load_backbone("minilm_efficientnet"))
+    return recipe, prepare_split(recipe, split, load_backbone("minilm_efficientnet"))
+
+
+def _one_seed(asked: Asked, task: Task, splits: Splits, seed: int, folder: Path) -> dict[str, float]:
+    """Return macro-F1 of the loop, of its round 0, and of logistic regression on the labels."""
+    from runs.bench import baselines
+    from runs.bench.loop_study import loop_rounds, summarise
+
+    recipe, prepared = _prepared(asked, task, splits, seed, folder)
     found = summarise(loop_rounds(recipe, prepared, folder / "run"))
     plain = baselines.labels_only(prepared.corpus, 10.0)
     return {

@@ -96,8 +96,9 @@ def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
     def span(first: float, review: float) -> Range:
         return Range(alone * first, alone * first + again * review)
 
-    # tokens of an answer where none was seen: as many characters as allowed, four to a token
-    written = paid.usage.completion / paid.calls if paid.calls else recipe.vlm.rationale_chars / 4 + 16
+    # tokens of an answer where none was seen: as many characters as allowed, four to a token, and thoughts
+    usual = recipe.vlm.rationale_chars / 4 + 16 + recipe.vlm.thinking_tokens
+    written = paid.usage.completion / paid.calls if paid.calls else usual
     return RunCost(
         len(labelled),
         candidates,

@@ -100,7 +100,7 @@ def test_answers_are_held_to_what_is_offered(tmp_path, pictures):
     assert [offered(request) for request in backend.requests] == [
         ["1 yes", "2 no", "3 unsure"],
         ["1 sports", "2 food", "3 something else", "4 unsure"],
-        ["1 0", "2 1", "3 2", "4 3", "5 unsure"],
+        ["Q 0", "R 1", "U 2", "V 3", "X unsure"],
         ["1 copied", "2 own", "3 unsure"],
     ]
     assert list(backend.requests[0].schema["properties"]) == ["rationale", "label"]

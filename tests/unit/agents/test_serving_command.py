@@ -232,7 +232,10 @@ def test_a_device_that_this_vllm_was_not_built_for(model):
     assert built(GPU, model, device="gpu", port=1).argv == built(GPU, model, port=1).argv
 
 
-@pytest.mark.parametrize("flag", ["--host=0.0.0.0", "--api_key", "--served-model-name", "--uds=/tmp/x"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--host=0.0.0.0", "--api_key", "--served-model-name", "--uds=/tmp/x", "--api-server-count=4", "-asc"],
+)
 def test_flags_that_are_decided_here_are_not_added(model, flag):
     with pytest.raises(ServerLaunchError, match="set from an argument of its own"):
         built(GPU, model, extra=[flag, "x"])
@@ -249,7 +252,16 @@ def test_a_folder_that_is_no_model_is_told_at_once(tmp_path):
         model_folder(str(tmp_path))
 
 
-@pytest.mark.parametrize(("config", "expected"), [(VLM, True), (TEXT, False), ({"visual": {}}, True)])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (VLM, True),
+        (TEXT, False),
+        ({"visual": {}}, True),
+        ({"thinker_config": {"audio_config": {}, "vision_config": {}}}, True),  # Qwen3-Omni
+        ({"thinker_config": {"audio_config": {}}}, False),
+    ],
+)
 def test_whether_a_model_takes_images(tmp_path, config, expected):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert takes_images(tmp_path) is expected

@@ -39,6 +39,20 @@ Traceback (most recent call last):
         ),
         ("RuntimeError: operator torchvision::nms does not exist", "install the two together"),
         ("RuntimeError: Failed to infer device type", "no GPU can be used here"),
+        (
+            "ValueError: Total number of attention heads (28) must be divisible by tensor parallel size (8).",
+            "take a smaller --tensor-parallel",
+        ),
+        (
+            "ValueError: The output_size of gate's and up's weight = 192 is not divisible by weight"
+            " quantization block_n = 128.",
+            "--enable-expert-parallel",
+        ),
+        (
+            "ValueError: The input size is not aligned with the quantized weight shape. This can be caused by"
+            " too large tensor parallel size.",
+            "--data-parallel for the GPUs that are left",
+        ),
         ("KeyError: 'something new'", ""),
     ],
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 
-from agents.vllm.launch import Progress
+from agents.vllm import memory
+from agents.vllm.launch import _MOVED, Progress
 from agents.vllm.memory import CARDS, MODELS, Card, pictures_that_fit, prompt_tokens, table, tokens_that_fit
 
 DOCS = Path(__file__).parents[3] / "docs" / "agents.md"
@@ -40,6 +44,25 @@ def test_models_that_start_with_a_shorter_context_alone(name, card):
     assert prompt_tokens(1) < fits < model.context
 
 
+@pytest.mark.parametrize(
+    ("heads", "expert", "cards", "cell"),
+    [
+        (28, 0, 4, "whole"),
+        (28, 0, 8, "2 x whole"),
+        (12, 0, 8, "2 x whole"),
+        (25, 0, 8, "8 x whole"),
+        (64, 1536, 4, "whole"),
+        (64, 1536, 8, "whole, experts"),
+        (64, 2048, 8, "whole"),
+    ],
+)
+def test_heads_and_blocks_are_shared_out_evenly_or_not_at_all(monkeypatch, heads, expert, cards, cell):
+    model = BY_NAME["Qwen3-VL-4B"]._replace(heads=heads, expert=expert)
+    monkeypatch.setattr(memory, "MODELS", (model,))
+    monkeypatch.setattr(memory, "CARDS", (Card("80 GB each", 79.2, cards),))
+    assert list(table())[-1].endswith(f" | {cell} |")
+
+
 def test_an_album_is_counted():
     assert prompt_tokens(16) - prompt_tokens(0) == 16 * 752
     assert pictures_that_fit(prompt_tokens(5)) == 5
@@ -57,6 +80,38 @@ def test_a_log_that_repeats_itself_is_no_progress(tmp_path):
     with log.open("a") as file:
         file.write("loading shard 1 of 9\n" * 3 + "loading shard 2 of 9\n")
     assert not progress.made()
+
+
+def test_a_bar_that_goes_on_is_progress(tmp_path):
+    log = tmp_path / "log"
+    bar = "Loading safetensors checkpoint shards: {:3.0f}% Completed | {}/25 [0{}:00<50:00, 120.5s/it]\n"
+    log.write_text(bar.format(4, 1, 2))
+    progress = Progress(2**30, log, 0)
+    assert progress.made()
+    log.write_text(bar.format(4, 1, 2) + bar.format(4, 1, 9))  # the same shard, later
+    assert not progress.made()
+    log.write_text(bar.format(4, 1, 2) + bar.format(8, 2, 9))
+    assert progress.made()
+
+
+def test_weights_that_are_mapped_into_memory_are_progress(tmp_path):
+    weights, log = tmp_path / "weights", tmp_path / "log"
+    log.write_text("")
+    with weights.open("wb") as file:
+        file.write(os.urandom(2 * _MOVED))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    process = psutil.Process()
+    progress, before = Progress(process.pid, log, 0), process.io_counters()
+    progress.made()
+    with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) > 0
+    after = process.io_counters()
+    assert after.read_chars - before.read_chars < _MOVED
+    if after.read_bytes - before.read_bytes < _MOVED:
+        pytest.skip("this file system does not let go of what it has cached")
+    assert progress.made()
 
 
 def test_bytes_that_are_read_or_written_are_progress(tmp_path, monkeypatch):

@@ -306,6 +306,16 @@ def test_in_stance_the_labelled_posts_are_decided_too_and_nobody_changed_their_m
     assert (sizes.first_calls, sizes.review_calls) == (4, 0)
 
 
+def test_who_makes_a_case_is_asked_for_no_clause(panels):
+    backend = MemoryBackend(argues_or_decides)
+    panels(backend, "stance", brief=CLAUSES).verify(candidates("rude"))
+    argued, decided = backend.requests[:2], backend.requests[2:]
+    assert [list(one.schema["properties"]) for one in argued] == [["rationale"]] * 2
+    assert all("clause" in one.schema["properties"] for one in decided)
+    # the policy is read once for all of them
+    assert len({one.messages[0] for one in backend.requests}) == 1
+
+
 def reasons_then_label(request):
     if "Now the label" not in words(request):
         return raw(json.dumps({"rationale": "an insult, as it seems", "clause": "2"}))
@@ -328,7 +338,14 @@ def test_the_label_is_asked_for_apart_on_the_same_prefix(panels):
         assert list(then.schema["properties"]) == ["label"]
         assert then.messages[:-2] == first.messages
         assert then.messages[-2].role == "assistant"
-        assert json.loads(then.messages[-2].parts[0]) == {"rationale": "an insult, as it seems"}
+        assert json.loads(then.messages[-2].parts[0]) == {
+            "rationale": "an insult, as it seems",
+            "clause": "2",
+        }
+        form = words(first, 0).splitlines()[-1]
+        assert (
+            'then "clause", the number of the clause of the policy that decides, or "none"; no label' in form
+        )
     # what is asked again is found again, both turns of it
     again = MemoryBackend(reasons_then_label)
     assert panels(again, brief=CLAUSES, asking={"label_apart": True}).verify(candidates("rude")) == [verdict]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import textwrap
 import unicodedata
 from typing import get_args
 
@@ -17,7 +20,7 @@ from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, Query, all_queries
 from agents.ask.sanitize import cut, quoted, sanitize
-from agents.client.base import picture
+from agents.client.base import Token, picture
 from agents.errors import PromptFileError
 from agents.judgment import Judgment, State
 
@@ -169,6 +172,98 @@ def test_an_answer_is_read():
     answer = parse_answer(said("rude", rationale=" an insult "), SCHEMA)
     assert (answer.state, answer.label, answer.rationale) == (State.LABEL, "rude", "an insult")
     assert parse_answer(raw('{"rationale":"x","label":"unsure"}'), SCHEMA).state is State.ABSTAIN
+
+
+@pytest.mark.parametrize("names", [("0", "1"), tuple("0123456789"), ("Q", "1"), ("1 star", "2 stars")])
+def test_no_label_is_taken_for_the_code_of_another(names):
+    schema = AnswerSchema(names, "unsure", "label_only")
+    codes = [spelt[0] for spelt in schema.spelt.values()]
+    assert not {*codes} & {*names}
+    for name, spelt in schema.spelt.items():
+        for written, probable in ((spelt, True), (name, False)):
+            tokens = [
+                Token('{"label":"', 0.0, ()),
+                Token(written[0], math.log(0.9), ((written[0], math.log(0.9)), (codes[-1], math.log(0.1)))),
+                Token(written[1:] + '"}', 0.0, ()),
+            ]
+            answer = parse_answer(raw(json.dumps({"label": written}), tokens=tuple(tokens)), schema)
+            assert answer.label == (None if name == "unsure" else name)
+            assert (answer.probabilities is not None) == (probable and name != "unsure")
+
+
+def test_a_number_that_is_a_label_and_a_code_is_refused():
+    counts = tuple(map(str, range(17)))  # more than there are codes that are no number
+    schema = AnswerSchema(counts, "unsure", "label_only")
+    assert schema.spelt["0"] == "1 0"
+    assert parse_answer(raw('{"label": "1 0"}'), schema).label == "0"
+    assert parse_answer(raw('{"label": "12"}'), schema).label == "12"
+    assert parse_answer(raw('{"label": "1"}'), schema).fault == "a label that was not offered"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "fault"),
+    [
+        ("The tweet names nobody, so", "length", "cut off after 7 tokens, thinking included: raise vlm.thi"),
+        ("<think>Hm", "length", "cut off after 7 tokens, thinking included: raise vlm.thinking_tokens"),
+        ('Hm.</think>{"label": "1 ru', "length", "cut off after 7 tokens, thinking included"),
+        ('{"rationale": "so', "length", "cut off after 7 tokens"),
+        ('Hm, {"label"?</think>{"rationale": "so", "label": "1 rude"}', "stop", ""),
+    ],
+)
+def test_thoughts_that_the_template_began_are_thoughts(text, finish, fault):
+    answer = parse_answer(raw(text, finish), SCHEMA)
+    assert answer.fault.startswith(fault)
+    assert ("thinking" in answer.fault) == ("thinking" in fault)
+    assert answer.reasoning == ("" if fault else 'Hm, {"label"?')
+
+
+PARAGRAPHS = (
+    "Hate speech is any attack on people because of a trait that is protected, such as religion. Attacks on"
+    " the opinions of a party are not.",
+    "Threats are hateful wherever they are, and whomever they are aimed at: Muslims, Jews or Sikhs.",
+    "Quotes are judged by what their writer makes of them",
+)
+
+
+@pytest.mark.parametrize("width", [30, 60, 79, 500])
+@pytest.mark.parametrize(("mark", "deeper"), [("", ""), ("- ", "  "), ("\u2022 ", "")])
+def test_a_clause_is_what_its_writer_took_for_one(width, mark, deeper):
+    broken = [textwrap.fill(mark + one, width, subsequent_indent=deeper) for one in PARAGRAPHS]
+    brief = Brief("t", ("\n" if mark else "\n\n").join(broken), CLASSES)
+    assert brief.clauses == PARAGRAPHS
+    assert brief.numbered.splitlines() == [f"{n}. {text}" for n, text in enumerate(PARAGRAPHS, 1)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("no insults", "no threats", "no slurs at all"),
+        ("Hate", "Attacks on people for their religion or their origin, by calling for harm.", "Slurs."),
+        ("2.1 Attacks on people", "2.2 Slurs", "(a) even quoted", "## Threats"),
+        ("\u0645\u0645\u0646\u0648\u0639\u061f", "\u0645\u0633\u0645\u0648\u062d\u06d4"),
+    ],
+)
+def test_lines_that_were_not_broken_are_clauses(lines):
+    assert Brief("t", "\n".join(lines), CLASSES).clauses == lines
+
+
+def test_a_policy_that_numbers_itself_keeps_its_numbers():
+    policy = (
+        "Definitions\n1. A group is what\n   people cannot leave.\n2) An attack calls for harm.\n\nRules\n"
+        "3. Attacks (2) on a group (1) are hateful.\n- even as a joke"
+    )
+    brief = Brief("t", f"\n{policy}\n", CLASSES)
+    assert brief.numbered == policy
+    assert brief.clauses == (
+        "A group is what people cannot leave.", "An attack calls for harm.",
+        "Attacks (2) on a group (1) are hateful.",
+    )  # fmt: skip
+    # where they begin anew, ours count
+    again = Brief("t", "Hate\n1. Slurs.\nSpam\n1. Offers.\n2. Links.", CLASSES)
+    assert again.numbered == "1. Hate\n2. Slurs.\n3. Spam\n4. Offers.\n5. Links."
+    # and where only an example of it has numbers
+    listed = Brief("t", "Hate is rude:\n1. slurs\n2. threats\nSpam is rude.\nAll else is kind.", CLASSES)
+    assert len(listed.clauses) == 5
 
 
 def test_a_rationale_at_its_limit_is_marked():
