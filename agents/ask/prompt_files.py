@@ -79,7 +79,8 @@ class Brief:
     @property
     def _items(self) -> list[str]:
         """The lines of the policy, those put together that were broken to fit a width."""
-        lines, items, indent = self.policy.splitlines(), [], 0
+        lines, indent = self.policy.splitlines(), 0
+        items: list[str] = []
         width = max(map(len, lines), default=0)
         for before, line in zip(["", *lines], lines, strict=False):
             text = line.strip()

@@ -119,7 +119,7 @@ def turned(asked: Asked, data: Path, count: int, seed: int, *, labelled: int) ->
             recipe, prepared = _prepared(asked, task, splits, number, Path(folder))
             loop_rounds(recipe, prepared, Path(folder) / "run")
             probs = judged_probs(Path(folder) / "run", prepared.corpus)
-            for name, value in _unseen(made, said, probs, prepared.corpus.classes).items():
+            for name, value in seen_by_nobody(made, said, probs, prepared.corpus.classes).items():
                 learned.setdefault(name, []).append(value)
     means = {name: fmean(values) for name, values in learned.items()}
     return {"posts": float(len(made)), **shares(made, said), **means}
@@ -155,7 +155,7 @@ def pulled(asked: Asked, data: Path, count: int, seed: int) -> dict[str, float]:
     return values
 
 
-def _unseen(
+def seen_by_nobody(
     made: Sequence[Trial], said: Said, probs: Mapping[str, Sequence[float]], classes: Sequence[str]
 ) -> dict[str, float]:
     """Return the shares of posts that are learned as they ask: by the posterior's word, and by all parties'.

@@ -13,7 +13,8 @@ from agents.ask.judge import JudgePrompts, VLMAgent
 from agents.ask.prepare import prepare_post
 from agents.ask.protocols import PROTOCOLS, all_queries
 from agents.judgment import Judgment, State
-from runs.bench.agents_injections import attacked, attempts, control
+from runs.bench.agents_injections import Said, attacked, attempts, control, shares, trials
+from runs.bench.agents_judge import seen_by_nobody
 from selftrain.data.posts import Post
 
 ALL = attempts()
@@ -76,3 +77,34 @@ def test_a_control_asks_for_nothing_and_is_as_long(attempt, tmp_path):
     assert len(hostile.images) == len(harmless.images)
     if attempt.where == "text":
         assert len(harmless.text) == len(base.text) + 1 + len(attempt.text)
+
+
+def leans(*labels):
+    """Judgments of an agent that gives no label and leans to these; None: it gives no answer."""
+    return [
+        Judgment("reviewer", 0, State.ABSTAIN, None, None, "", "test", {"uncalibrated": {name: 0.9}})
+        if name
+        else Judgment("reviewer", 0, State.FAILED, None, None, "", "test")
+        for name in labels
+    ]
+
+
+def test_a_flip_is_unseen_where_both_agents_and_the_posterior_go_along(tmp_path):
+    posts = [Post(f"p{i}", "an ordinary post", (), "kind" if i == 1 else "rude") for i in range(5)]
+    base = leans("rude", "rude", "rude", None, "kind")
+    made = trials(posts, base, ("rude", "kind"), tmp_path, pictures=False)
+    assert [one.target for one in made] == ["kind", "kind", "kind", "rude"]
+    assert len({post.id for one in made for post in (one.hostile, one.harmless)}) == 8
+    assert all(one.where in ("text", "id") for one in made)
+    kind, rude = leans("kind", "kind", "kind", "rude"), leans("rude", "rude", "rude", "kind")
+    said = Said({"reviewer": kind, "user": [*kind[:2], rude[2], kind[3]]}, {"reviewer": rude, "user": kind})
+    found = shares(made, said)
+    assert (found["flip_rate"], found["flip_rate_both"]) == (1.0, 0.75)
+    assert (found["control_flip_rate"], found["control_flip_rate_both"]) == (0.0, 0.0)
+    # the posterior follows the first two and the last; of the second the class asked for is the right one
+    probs = {post.id: (0.8, 0.2) for one in made for post in (one.hostile, one.harmless)}
+    probs |= {made[place].hostile.id: (0.2, 0.8) for place in (0, 1)}
+    found = seen_by_nobody(made, said, probs, ("rude", "kind"))
+    assert found["flip_rate_posterior"] == found["flip_rate_unseen"] == 0.75
+    assert found["flip_rate_unseen_and_wrong"] == 0.25
+    assert found["control_flip_rate_unseen"] == 0.0
