@@ -11,6 +11,7 @@ knee        calls in flight that are found worth it, on a stub that serves 300 a
 judge       accuracy, kappa, calibration of a small model as Reviewer and User on tweets, and its cost
 gain        what the loop gains from its answers over the labels alone, five seeds
 pull        how often the classifier's word pulls an agent over, on labelled tweets
+turned      what a run learns of posts whose agents were talked round, from the answers of judge
 flips       posts that give orders to the model that judges tweets, and what a run learns of them
 """
 
@@ -27,9 +28,9 @@ from selftrain.errors import DataError
 
 PARTS = (
     "throughput", "cache", "reference", "memory", "injections", "labels", "client", "knee", "judge",
-    "gain", "pull", "flips",
+    "gain", "pull", "flips", "turned",
 )  # fmt: skip
-OF_JUDGE = ("judge", "gain", "pull", "flips")
+OF_JUDGE = ("judge", "gain", "pull", "flips", "turned")
 STUDY = "agents"
 
 
@@ -54,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--label-apart", action="store_true", help="ask it for the label in a turn of its own"
     )
     parser.add_argument(
-        "--labelled", type=int, default=100, help="posts of gain and flips (default: %(default)s)"
+        "--labelled", type=int, default=100, help="posts of gain, flips and turned (default: %(default)s)"
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="by commas (default: %(default)s)")
     parser.add_argument("--posts", type=int, default=48, help="posts a pass (default: %(default)s)")
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     served = (
         (("throughput", "reference"), args.text_server, "smollm2"),
         (("cache", "injections"), args.image_server, "small-vlm"),
-        (OF_JUDGE, args.judge_server, args.judge),
+        (OF_JUDGE[:-1], args.judge_server, args.judge),
     )
     for parts, given, model in served:
         asked = [part for part in parts if part in missing]
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             with _server(given, args.models / model, args.models) as address:
                 for part in asked:
                     _measure(part, address, args, figures)
-    for part in (one for one in missing if one in ("memory", "labels", "client", "knee")):
+    for part in (one for one in missing if one in ("memory", "labels", "client", "knee", "turned")):
         _measure(part, "", args, figures)
     print("\n".join(figures.table()))
     return 0
@@ -131,15 +132,15 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
 
 
 def _of_judge(part: str, address: str, args: argparse.Namespace) -> dict[str, float]:
-    from runs.bench import agents_judge
+    from runs.bench import agents_judge, agents_turned
 
     store = args.models / f"{args.judge}.sqlite"
     asked = agents_judge.Asked((address,), store, args.form, args.rationale_chars, args.label_apart)
     if part in ("judge", "pull"):
         alone = agents_judge.judged if part == "judge" else agents_judge.pulled
         return alone(asked, args.data, args.posts, args.seed)
-    study = agents_judge.gained if part == "gain" else agents_judge.turned
-    return study(asked, args.data, args.posts, args.seed, labelled=args.labelled)
+    studies = {"gain": agents_judge.gained, "flips": agents_judge.turned, "turned": agents_turned.followed}
+    return studies[part](asked, args.data, args.posts, args.seed, labelled=args.labelled)
 
 
 def _method(part: str, args: argparse.Namespace) -> str:

@@ -116,7 +116,7 @@ def turned(asked: Asked, data: Path, count: int, seed: int, *, labelled: int) ->
             splits = split_given(
                 task, posts[tried:], [], pool, others, labelled=labelled, balanced=True, seed=number
             )
-            recipe, prepared = _prepared(asked, task, splits, number, Path(folder))
+            recipe, prepared = prepared_posts(asked, task, splits, number, Path(folder))
             loop_rounds(recipe, prepared, Path(folder) / "run")
             probs = judged_probs(Path(folder) / "run", prepared.corpus)
             for name, value in seen_by_nobody(made, said, probs, prepared.corpus.classes).items():
@@ -167,7 +167,7 @@ def seen_by_nobody(
     targets = [one.target for one in made]
     sides = {"": ([one.hostile for one in made], said.hostile)}
     sides["control_"] = ([one.harmless for one in made], said.harmless)
-    found = {}
+    found: dict[str, float] = {}
     for prefix, (posts, answers) in sides.items():
         given = [classes[int(np.argmax(probs[post.id]))] for post in posts]
         learned = [label == target for label, target in zip(given, targets, strict=True)]
@@ -256,7 +256,7 @@ def _by_probs(
     yield "ece, fitted", float(sum(gaps) / len(known))
 
 
-def _prepared(
+def prepared_posts(
     asked: Asked, task: Task, splits: Splits, seed: int, folder: Path
 ) -> tuple[Recipe, PreparedData]:
     """Return the recipe that judges the whole pool in one round, and its posts with their features."""
@@ -279,7 +279,7 @@ def _one_seed(asked: Asked, task: Task, splits: Splits, seed: int, folder: Path)
     from runs.bench import baselines
     from runs.bench.loop_study import loop_rounds, summarise
 
-    recipe, prepared = _prepared(asked, task, splits, seed, folder)
+    recipe, prepared = prepared_posts(asked, task, splits, seed, folder)
     found = summarise(loop_rounds(recipe, prepared, folder / "run"))
     plain = baselines.labels_only(prepared.corpus, 10.0)
     return {

@@ -21,6 +21,7 @@ from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
 
 if TYPE_CHECKING:
+    from agents.panel import Panel
     from selftrain.data.preparation import PreparedData
     from selftrain.rounds import RoundResult, SetCounts
 
@@ -254,8 +255,13 @@ def recipe_of(study: LoopStudy) -> Path:
     return Path(__file__).parents[1] / study.recipe
 
 
-def loop_rounds(recipe: Recipe, prepared: PreparedData, folder: Path) -> list[RoundResult]:
-    """Return all rounds of one run on extracted features, in a folder that is emptied first."""
+def loop_rounds(
+    recipe: Recipe, prepared: PreparedData, folder: Path, agents: Panel | None = None
+) -> list[RoundResult]:
+    """Return all rounds of one run on extracted features, in a folder that is emptied first.
+
+    `agents` judge in place of the recipe's.
+    """
     from agents.ask.metering import Metered
     from selftrain.build import build, build_settings, run_context
     from selftrain.data.context import in_run
@@ -266,7 +272,7 @@ def loop_rounds(recipe: Recipe, prepared: PreparedData, folder: Path) -> list[Ro
     parts = build(recipe)
     with RunFolder(folder).locked() as opened:
         context = run_context(recipe, opened, prepared)
-        panel = in_run(parts.panel, context)
+        panel = in_run(parts.panel, context) if agents is None else agents
         try:
             return list(
                 self_train(
@@ -281,7 +287,7 @@ def loop_rounds(recipe: Recipe, prepared: PreparedData, folder: Path) -> list[Ro
                 )
             )
         finally:
-            if isinstance(panel, Metered):
+            if agents is None and isinstance(panel, Metered):
                 panel.close()
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from test_vlm_words import SPECIAL
-from vlm_helpers import BRIEF, PostStub, opener, pictures_of, words
+from vlm_helpers import BRIEF, PostStub, make_panel, opener, pictures_of, words
 
 from agents.ask.judge import JudgePrompts, VLMAgent
 from agents.ask.prepare import prepare_post
@@ -15,6 +15,7 @@ from agents.ask.protocols import PROTOCOLS, all_queries
 from agents.judgment import Judgment, State
 from runs.bench.agents_injections import Said, attacked, attempts, control, shares, trials
 from runs.bench.agents_judge import seen_by_nobody
+from runs.bench.agents_turned import Kept, turned_to
 from selftrain.data.posts import Post
 
 ALL = attempts()
@@ -108,3 +109,17 @@ def test_a_flip_is_unseen_where_both_agents_and_the_posterior_go_along(tmp_path)
     assert found["flip_rate_posterior"] == found["flip_rate_unseen"] == 0.75
     assert found["flip_rate_unseen_and_wrong"] == 0.25
     assert found["control_flip_rate_unseen"] == 0.0
+
+
+def test_kept_answers_say_what_they_are_made_to_say(tmp_path):
+    honest = {"rude": 0.2, "kind": 0.8}
+    turned = turned_to(honest, "rude", 0.95)
+    assert turned == {"rude": 0.95, "kind": pytest.approx(0.05)}
+    assert turned_to(honest, "rude", None) == honest
+    table = {("p1", "reviewer"): turned, ("p1", "user"): honest}
+    panel = make_panel(Kept(table), tmp_path, "independent", asking={"form": "label_only"})
+    said = panel.predict_out_of_fold([Post("p1", "an ordinary post", (), "rude")])
+    panel.close()
+    for role, (judgment,) in said.items():
+        assert judgment.state is State.ABSTAIN
+        assert judgment.details["uncalibrated"] == pytest.approx(table["p1", role])
