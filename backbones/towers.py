@@ -21,7 +21,7 @@ from backbones.base import Encodable, Encoded, EncodeFailure, FeatureArray, Feat
 from backbones.errors import ImageError
 from backbones.images import open_image, prefetch_images
 from backbones.loading import Placement
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 
 ROW_FORMAT = "rows-2"  # part of every fingerprint: a change in the arithmetic below must change it
 # what a tokenizer makes of these stands for it in a fingerprint: case, scripts, emoji, cutting
@@ -221,8 +221,9 @@ class TwoTowers:
 
         evaluate = self._evaluate  # made here, and not by each of the threads
         stream = prefetch_images(paths, lambda path: self._read(path, evaluate), workers)
-        bar = progress_bar(stream, total=len(paths), disable=not progress, desc="images")
-        for owner, decoded in zip(owners, bar, strict=True):
+        if progress:
+            stream = ProgressBar(desc="images", total=len(paths), unit="image").over(stream)
+        for owner, decoded in zip(owners, stream, strict=True):
             if isinstance(decoded, ImageError):
                 failures.setdefault(owner, str(decoded))
                 continue

@@ -27,6 +27,7 @@ from selftrain import rounds
 from selftrain._util.numeric import decide, log_odds, sigmoid
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.engine.mapping import StageRun
 from selftrain.errors import RunStateError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate
@@ -64,11 +65,13 @@ def self_train(
     settings: LoopSettings,
     rule: VerdictRule | None = None,
     reviewers: Reviewers | None = None,
+    before: Sequence[StageRun] = (),
 ) -> Iterator[rounds.RoundResult]:
     """Run the loop in `folder`, opened and locked, going on where it stands; earlier rounds come first.
 
     See the protocols `Trainer`, `Panel`, `Selector`, `RoundLoss` and `Reviewers`. Without a `rule` it is
-    `Unanimous()`; without reviewers nobody is asked.
+    `Unanimous()`; without reviewers nobody is asked. The first round that is finished now says what was done
+    `before`, too.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
@@ -85,11 +88,11 @@ def self_train(
 
     # ---- round 0: the labels alone ------------------------------------------------------------------
     if not finished:
-        this = OpenRound(corpus, folder, 0)
+        this, before = OpenRound(corpus, folder, 0, before), ()
         training = state.training_set(corpus, soft_positive=loss.soft_positive)
         fit = Fit(training, class_loss, settings.seed, "round 0")
         model, validation = validated(trainer, cross_fit, corpus, fit, start=None)
-        measured = this.measure(trainer, model, validation, rule)
+        measured = this.measure(trainer, model, training, validation, rule)
         state = state.keep(state)
         yield this.close(state, settings.root, training, model, measured, simulated=panel.simulated)
 
@@ -99,17 +102,17 @@ def self_train(
         # ---- people: labels for posts that the rounds before left divergent ----------------------------
         if reviewers is not None and not reviewers.ready(number):
             return
-        this = OpenRound(corpus, folder, number)
+        this, before = OpenRound(corpus, folder, number, before), ()
         state = apply_human_labels(reviewers, folder, corpus, state, this.path)
         best = trainer.load(folder.round_path(state.best_round) / MODEL)
 
         # ---- select: whom the agents judge; accepted posts whose label flipped go back -----------------
         retract = settings.retract_flipped and rule.retracts
         flipped = flipped_posts(trainer, best, corpus, state) if retract else []
-        scored = trainer.logits(best, corpus, open_positions(state, corpus, settings.limits))
+        scored = trainer.logits(best, corpus, pool := open_positions(state, corpus, settings.limits))
         most = state.budget_left(settings.limits)
         chosen = selector.select(scored, most=most, classes=corpus.classes, seed=seed)
-        candidates = this.write_candidates(chosen)
+        candidates = this.write_candidates(chosen, len(pool))
 
         # ---- trust: the agents learn, and are measured on the labels, before the pool is spent on ------
         paid_before = usage_of(panel)
@@ -137,7 +140,7 @@ def self_train(
         model, validation = validated(trainer, cross_fit, corpus, fit, start=start)
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
-        measured = this.measure(trainer, model, validation, rule)
+        measured = this.measure(trainer, model, training, validation, rule)
         kept = rule.keeps(validation, this.validation_of(state.best_round))
         new = sum(used.round == number for used in state.human.values())
         human = None if reviewers is None else rounds.HumanCounts(len(state.human), new)
@@ -199,13 +202,20 @@ CUT_POSTS = 2000
 class OpenRound:
     """A round that is under way: its folder, emptied first, and what is written there."""
 
-    def __init__(self, corpus: Corpus, folder: RunFolder, number: int) -> None:
+    def __init__(self, corpus: Corpus, folder: RunFolder, number: int, before: Sequence[StageRun]) -> None:
         self._corpus, self._folder, self._number = corpus, folder, number
-        self._began = time.monotonic()
+        self._began = self._noted = time.monotonic()
+        self._stages = list(before)
         self.path = folder.open_round(number)
 
-    def write_candidates(self, chosen: Selection) -> list[Candidate]:
-        """Write and return the chosen posts as the agents see them: with the classifier's label."""
+    def _note(self, stage: str, posts: int) -> None:
+        """Take down what this process did since the note before."""
+        now = time.monotonic()
+        self._stages.append(StageRun.at(stage, posts, now - self._noted, ()))
+        self._noted = now
+
+    def write_candidates(self, chosen: Selection, scored: int) -> list[Candidate]:
+        """Write and return the posts chosen, as the agents see them: with the classifier's label."""
         corpus, probs = self._corpus, sigmoid(log_odds(chosen.logits).max(1))
         candidates = [
             Candidate(corpus.posts[position], corpus.classes[number], float(prob))
@@ -216,6 +226,7 @@ class OpenRound:
             for one in candidates
         )
         atomic.write_jsonl(self.path / "candidates.jsonl", rows)
+        self._note("select", scored)
         return candidates
 
     def write_verdicts(self, decision: Decided) -> tuple[list[Verdict], list[Verdict]]:
@@ -227,13 +238,17 @@ class OpenRound:
             if records or name != REVISED:
                 atomic.write_jsonl(self.path / name, records)
             written.append([Verdict.from_json(record) for record in records])
+        self._note("verify", len(decision.verdicts))
         return written[0], written[1]
 
-    def measure(self, trainer: Trainer[M], model: M, validation: Scored, rule: VerdictRule) -> Measured:
+    def measure(
+        self, trainer: Trainer[M], model: M, training: TrainingSet, validation: Scored, rule: VerdictRule
+    ) -> Measured:
         """Save the round's model; return its metrics on validation and test.
 
         The scores that they come from are kept too: curves and intervals need them.
         """
+        self._note("train", len(training.positions))
         corpus, step = self._corpus, max(1, len(self._corpus.pool) // CUT_POSTS)
         cut = rule.cut(len(corpus.classes), lambda: _logits(trainer, model, corpus, corpus.pool[::step]))
         model.save(self.path / MODEL, {"round": self._number, "cut": cut})
@@ -280,6 +295,7 @@ class OpenRound:
         `state` is that after the round, `loss` as the round's posts filled it in; the rest see `RoundResult`.
         """
         corpus = self._corpus
+        self._note("measure", len(corpus.validation) + len(corpus.test))
         thetas = [] if loss is None else [one.theta for one in loss.losses]
         theta = dict(zip([corpus.classes[k] for k in corpus.columns], thetas, strict=False))
         result = rounds.RoundResult(
@@ -291,7 +307,7 @@ class OpenRound:
             human=human, trust=trust, gains=gains or {}, cost=cost,
             grown=len(corpus.labelled) + len(state.human) + len(state.accepted),
             pseudo_labels=rounds.pseudo_labels(corpus, state),
-            seconds=round(time.monotonic() - self._began, 3),
+            seconds=round(time.monotonic() - self._began, 3), stages=tuple(self._stages),
         )  # fmt: skip
         record = result.to_json()
         self._folder.close_round(self._number, record)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -35,7 +36,7 @@ from agents.panel import CrossReview
 from agents.replayed import AnswersPanel, replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 from backbones.images import open_image
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array
 from selftrain.config import ServersSection, VlmSection
 from selftrain.data.answer_files import read_answers
@@ -191,7 +192,7 @@ class ModelServers(ServersSection):
             own, cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
             max_images=self.max_images, width=most, worth=own.width,
             manner=self.manner(), others=others, token_cap=self.token_cap,
-            progress=bar if progress else None,
+            progress=partial(bar, drawn=progress),
         )  # fmt: skip
 
     def others(self) -> dict[str, ModelServers]:
@@ -323,12 +324,12 @@ def opener(max_pixels: int) -> Opener:
     return lambda path, side: open_image(path, max_pixels=max_pixels, target_size=side)
 
 
-def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
-    """Show a bar over posts, with calls, stored answers and failures."""
-    shown = progress_bar(total=total, desc=what, unit="post")
+def bar(what: str, total: int, *, drawn: bool = True) -> Callable[[UsageTotals], None]:
+    """Count posts on a bar, with calls, stored answers and failures."""
+    shown = ProgressBar(total=total, desc=what, disable=not drawn)
 
     def update(usage: UsageTotals) -> None:
-        shown.set_postfix(calls=usage.calls, stored=usage.stored, failed=usage.failed, refresh=False)
+        shown.set_postfix(calls=usage.calls, stored=usage.stored, failed=usage.failed)
         shown.update()
         if shown.n >= total:
             shown.close()

@@ -25,6 +25,7 @@ from selftrain._util.types import Json, LabelArray
 from selftrain.data.columns import SPLIT
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.data.posts import Post
+from selftrain.engine.mapping import StageRun
 from selftrain.errors import RunStateError
 from selftrain.state import LastVerdict, LoopState
 from selftrain.store.run_dir import RunFolder
@@ -186,7 +187,8 @@ class RoundResult:
     cost: Cost | None  # None in round 0
     grown: int  # posts of the grown dataset after the round
     pseudo_labels: PseudoLabels  # those in it that classifier and agents gave
-    seconds: float  # time spent
+    seconds: float  # time spent, without what `stages` has of the time before
+    stages: tuple[StageRun, ...] = ()  # what was done where, in its order
 
     @property
     def consistent(self) -> int:
@@ -234,6 +236,7 @@ class RoundResult:
             "grown": self.grown,
             "pseudo_labels": self.pseudo_labels._asdict(),
             "seconds": self.seconds,
+            "stages": [one.to_json() for one in self.stages],
         }
 
     @classmethod
@@ -261,6 +264,7 @@ class RoundResult:
             grown=record["grown"],
             pseudo_labels=PseudoLabels(**record["pseudo_labels"]),
             seconds=record["seconds"],
+            stages=tuple(StageRun.from_json(one) for one in record.get("stages", ())),
         )
 
     def __str__(self) -> str:

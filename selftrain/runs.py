@@ -280,7 +280,7 @@ class Run:
             rounds = self_train(
                 prepared.corpus, in_run(parts.classifier, context), panel,
                 selector=parts.selector, loss=parts.loss, rule=parts.rule, folder=folder,
-                settings=building.build_settings(recipe), reviewers=reviewers,
+                settings=building.build_settings(recipe), reviewers=reviewers, before=prepared.stages,
             )  # fmt: skip
             try:
                 # closed while the folder is held: what it writes at its end is kept too

@@ -166,7 +166,7 @@ def contents(work):
         elif file.suffix == ".sqlite":
             found[name] = kept(file)
         elif file.suffix == ".json":
-            found[name] = without(json.loads(file.read_text()), "seconds", "cost", "usage")
+            found[name] = without(json.loads(file.read_text()), "seconds", "cost", "usage", "stages")
         elif not file.name.endswith((".sqlite-wal", ".sqlite-shm", ".lock")):
             found[name] = file.read_bytes()
     return found

@@ -63,8 +63,9 @@ def make_corpus(pool=30, labelled=6, test=0):
 
 
 def written(folder):
-    """Every file that decides what follows, but for the seconds."""
-    metrics = [json.loads(file.read_text()) | {"seconds": 0} for file in sorted(folder.rglob("metrics.json"))]
+    """Every file that decides what follows, but for the seconds, and what took them where."""
+    apart = {"seconds": 0, "stages": []}
+    metrics = [json.loads(file.read_text()) | apart for file in sorted(folder.rglob("metrics.json"))]
     return {file.relative_to(folder): file.read_text() for file in sorted(folder.rglob("*.jsonl"))}, metrics
 
 

@@ -27,7 +27,7 @@ from agents.client.base import Identity
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
 from agents.judgment import PostLike
 from backbones.images import MAX_PIXELS
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 from selftrain._util.plugins import accepted
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import FINAL, ModelAnswer, filled, known_answers, read_given
@@ -295,7 +295,7 @@ class QuestionerPool:
         sent = [one._replace(post=_from_anywhere(one.post)) for one in posts]
         blocks = [sent[start : start + _BLOCK] for start in range(0, len(sent), _BLOCK)]
         with (
-            progress_bar(total=len(posts), disable=not self._progress, desc="posts") as bar,
+            ProgressBar(total=len(posts), disable=not self._progress, desc="posts") as bar,
             self._engine.map(partial(iter, blocks), partial(_asking, self._build)) as found,
         ):
             for block, done in zip(blocks, found, strict=True):

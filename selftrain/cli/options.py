@@ -16,7 +16,7 @@ from selftrain.errors import RecipeError
 
 with deferred():
     from selftrain.data import manifest as manifests
-    from selftrain.engine import on_ray
+    from selftrain.engine import on_ray, scraped
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 """Environment variable of the key for the agents' servers; a key never stands on a command line."""
@@ -144,12 +144,21 @@ class Workers(NamedTuple):
     ray_gpus: Annotated[
         float, option("GPUs of a worker; .25 where four share one.", metavar="N", min=0, panel=RAY)
     ] = 0.0
+    metrics: Annotated[
+        str | None,
+        option(
+            "Serve what each stage has done, has left and does a second to Prometheus, at /metrics.",
+            metavar="[HOST:]PORT",
+        ),
+    ] = None
 
     def engine(self) -> on_ray.OnRay | None:
-        """Return the workers that the options ask for; None: this process does it."""
+        """Return the workers that the options ask for, None: this process does it; and serve its figures."""
+        if self.metrics is not None:
+            typer.echo(f"figures for Prometheus: {scraped.serve_figures(self.metrics)}", err=True)
         if self.ray is not None:
             return on_ray.OnRay(self.ray, self.ray_workers, self.ray_cpus, self.ray_gpus)
-        if self != Workers():
+        if self._replace(metrics=None) != Workers():
             raise typer.BadParameter("workers are those of a Ray cluster: add --ray ADDRESS, auto or local")
         return None
 

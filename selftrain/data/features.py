@@ -9,6 +9,7 @@ Shape legend: ``N`` posts given, ``n`` positions asked for, ``D`` width of a row
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,10 +22,10 @@ import numpy.typing as npt
 from backbones.base import Backbone, Encodable, Encoded, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.feature_store import FORMAT, FeatureStore
-from selftrain.engine.mapping import Engine, InProcess
+from selftrain.engine.mapping import Engine, InProcess, Place, StageRun, placed
 from selftrain.errors import EngineError
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
@@ -38,9 +39,16 @@ class FeatureTable:
     Positions are relative to the posts given. Memory does not grow with the table: only an index is held.
     """
 
-    def __init__(self, store: FeatureStore, numbers: IntArray, failed: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        numbers: IntArray,
+        failed: Mapping[str, str],
+        computed: StageRun | None = None,
+    ) -> None:
         self.layout: FeatureLayout = store.layout  # where the blocks of a row lie
         self.failed: dict[str, str] = dict(failed)  # post id -> why it has no row; theirs read as NaN
+        self.computed = computed  # how the rows were that the cache lacked; None: it lacked none
         self._store = store
         self._numbers = numbers
 
@@ -124,10 +132,10 @@ def extract_features(
     cache_keys = _cache_keys(posts, workers)
     failed = {post.id: a.reason for post, a in zip(posts, cache_keys, strict=True) if a.reason}
     # --- compute what is missing
-    known = store.index()
+    known, computed = store.index(), None
     if any(a.digest not in known for a in cache_keys if not a.reason):
         with store.writing():
-            refused = _fill(
+            refused, computed = _fill(
                 store, posts, cache_keys, backbone,
                 batch_size=batch_size, workers=workers, progress=progress, pool=pool,
             )  # fmt: skip
@@ -137,7 +145,7 @@ def extract_features(
         known = store.index()
     # --- point at the rows
     numbers = np.array([known.get(a.digest, -1) for a in cache_keys], dtype=np.int64)
-    return FeatureTable(store, numbers, failed)
+    return FeatureTable(store, numbers, failed, computed)
 
 
 def _fill(
@@ -150,8 +158,9 @@ def _fill(
     workers: int,
     progress: bool,
     pool: EncoderPool | None,
-) -> dict[bytes, str]:
-    """Compute and store the missing rows; key -> reason of the posts that could not be encoded."""
+) -> tuple[dict[bytes, str], StageRun]:
+    """Compute and store the missing rows; key -> reason of the posts that could not be encoded, and where."""
+    began, places = time.monotonic(), set[Place]()
     known = store.index()  # again, now that the lock is held: another process may have filled it
     missing: dict[bytes, Encodable] = {}
     for post, (key, reason) in zip(posts, cache_keys, strict=True):
@@ -165,10 +174,11 @@ def _fill(
         blocks = [[_Content(post.id, post.text, post.images) for post in block] for block in blocks]
     stage = partial(_encoding, make, backbone.fingerprint(), batch_size, workers)
     with (
-        progress_bar(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
-        engine.map(partial(iter, blocks), stage) as found,
+        ProgressBar(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
+        engine.map(partial(iter, blocks), placed(stage)) as found,
     ):
-        for part, encoded in zip(parts, found, strict=True):
+        for part, (encoded, place) in zip(parts, found, strict=True):
+            places.add(place)
             reasons = {failure.index: failure.reason for failure in encoded.failures}
             for index in np.flatnonzero(~np.isfinite(encoded.rows).all(axis=1)).tolist():
                 reasons.setdefault(index, f"{backbone.name} gave features that are not finite")
@@ -176,7 +186,8 @@ def _fill(
             kept = [index for index in range(len(part)) if index not in reasons]
             store.append([part[index] for index in kept], encoded.rows[kept])
             bar.update(len(part))
-    return refused
+    seconds = time.monotonic() - began
+    return refused, StageRun.at("features", len(missing), seconds, places)
 
 
 class _Content(NamedTuple):

@@ -23,7 +23,7 @@ import numpy as np
 
 from backbones.errors import ImageError
 from backbones.images import open_image
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 
@@ -76,12 +76,12 @@ class ImageHash(NamedTuple):
 def hash_images(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> dict[Path, ImageHash]:
     """Hash every readable image; those of unreadable ones are missing, and a warning counts them."""
     ordered = sorted(set(paths))
-    shown = {"total": len(ordered), "desc": "hashing images", "unit": "image", "disable": not progress}
+    bar = ProgressBar(desc="hashing images", total=len(ordered), unit="image", disable=not progress)
     if workers > 0:
         with ThreadPoolExecutor(workers) as pool:
-            hashes = list(progress_bar(pool.map(_hash, ordered), **shown))
+            hashes = list(bar.over(pool.map(_hash, ordered)))
     else:
-        hashes = list(progress_bar(map(_hash, ordered), **shown))
+        hashes = list(bar.over(map(_hash, ordered)))
     found = {path: one for path, one in zip(ordered, hashes, strict=True) if one is not None}
     if len(found) < len(ordered):
         first = next(path for path in ordered if path not in found)

@@ -22,6 +22,7 @@ from selftrain.data.matching import Embeddings
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
+from selftrain.engine.mapping import StageRun
 from selftrain.errors import SplitError
 from selftrain.selection import quotas
 
@@ -36,6 +37,7 @@ class PreparedData(NamedTuple):
     identity: Json  # what must be the same when the run goes on
     # post id -> its split, and a digest of text and label: says what differs where that is not so
     posts: Mapping[str, str]
+    stages: tuple[StageRun, ...] = ()  # what was computed for it
 
 
 class SplitPosts(NamedTuple):
@@ -135,7 +137,8 @@ def prepare_split(
             pool=pool,
         )  # fmt: skip
 
-    failed = extract(in_order(drawn)).failed
+    first = extract(in_order(drawn))
+    failed, stages = first.failed, (first.computed,) if first.computed else ()
     splits = drawn.without(failed) if failed else drawn
     _enforce_failures(failed, len(in_order(drawn)), recipe.data)
     with _explained(hints):
@@ -148,7 +151,7 @@ def prepare_split(
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return PreparedData(task, corpus, quarantine, identity, _fingerprints(corpus))
+    return PreparedData(task, corpus, quarantine, identity, _fingerprints(corpus), stages)
 
 
 def cache_folder(section: BackboneSection) -> Path:

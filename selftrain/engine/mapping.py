@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
@@ -38,3 +42,63 @@ class InProcess:
     def map(self, source: Source[Block], stage: Stage[Block, Result]) -> Iterator[Iterator[Result]]:
         """See `Engine.map`."""
         yield map(stage(), source())
+
+
+# ---- what ran where -----------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where something was computed."""
+
+    host: str  # name of the machine
+    process: int
+
+    @classmethod
+    def here(cls) -> Self:
+        """Return that of this process."""
+        return cls(platform.node(), os.getpid())
+
+
+def placed(stage: Stage[Block, Result]) -> Stage[Block, tuple[Result, Place]]:
+    """Return a stage whose results come with their place."""
+    return partial(_placed, stage)
+
+
+def _placed(stage: Stage[Block, Result]) -> Callable[[Block], tuple[Result, Place]]:
+    work, place = stage(), Place.here()
+    return lambda block: (work(block), place)
+
+
+class StageRun(NamedTuple):
+    """A stage of a run that is over: who did it, and how fast."""
+
+    stage: str
+    posts: int
+    seconds: float
+    workers: Mapping[str, int]  # machine -> processes that worked on it; empty: the run's own process
+
+    @classmethod
+    def at(cls, stage: str, posts: int, seconds: float, places: Iterable[Place]) -> Self:
+        """Return what was done at these places."""
+        others = set(places) - {Place.here()}
+        return cls(stage, posts, round(seconds, 3), dict(sorted(Counter(one.host for one in others).items())))
+
+    @property
+    def per_second(self) -> float:
+        """Posts a second."""
+        return round(self.posts / self.seconds, 1) if self.seconds else 0.0
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        told = [f"{count} worker{'s' * (count > 1)} on {host}" for host, count in self.workers.items()]
+        return ", ".join(told) or "in process"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a record of JSON values."""
+        return {**self._asdict(), "per_second": self.per_second}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Return the stage of a record; KeyError: one that is incomplete."""
+        return cls(*(record[name] for name in cls._fields))

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 from losses.base import LossOutput
 from selftrain.errors import NonFiniteLossError
 from selftrain.store import atomic
@@ -287,7 +287,7 @@ class TrainingLog:
         step: int = 0,
         bar: bool = True,
     ) -> None:
-        self._bar: Any = progress_bar(total=steps, initial=step, desc=name, unit="step", disable=not bar)
+        self._bar = ProgressBar(total=steps, initial=step, desc=name, unit="step", disable=not bar)
         self._file: Any = None
         self._events: Any = None
         if folder is not None:
@@ -307,7 +307,7 @@ class TrainingLog:
         losses.jsonl has the parts without their names, in their order.
         """
         self._bar.update(1)
-        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self._bar.set_postfix(loss=f"{loss:.3f}")
         if self._file is not None:
             self._file.write(json.dumps({"step": number, "loss": loss, "parts": list(parts.values())}) + "\n")
             self._file.flush()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from agents.trust import Trust
 from selftrain._util.types import Interval, Json
 from selftrain.data.run_posts import TaskWords, task_words
+from selftrain.engine.mapping import StageRun
 from selftrain.errors import RunStateError
 from selftrain.models.metrics import counts_of, estimates, histogram, precision_recall, reliability
 from selftrain.report.left_out import Quarantine, read_quarantine
@@ -75,6 +76,7 @@ class RunPage(NamedTuple):
     trust: Trust  # the agents on posts of known label; empty without trust.json
     behaviour: Mapping[str, AgentCounts]  # what each did on the candidates of all rounds
     cost: Cost | None  # of all rounds; None for agents that call nobody
+    stages: Sequence[StageRun]  # what ran where, over all rounds
     final: Sequence[FinalSplit]
     quarantine: Quarantine
     recipe: Mapping[str, Json]  # section -> its keys; what stands outside of any comes first, under ""
@@ -114,6 +116,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
         trust=_read_trust(folder),
         behaviour=_behaviour(rounds),
         cost=cost if cost.calls or cost.stored or cost.failed else None,
+        stages=list(_stages(rounds)),
         final=[] if summary is None else list(_final(folder, rounds[summary.best_round], task.classes)),
         quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
         recipe={"": outside} | {key: value for key, value in recipe.items() if isinstance(value, dict)},
@@ -158,6 +161,17 @@ def _behaviour(rounds: Sequence[RoundResult]) -> dict[str, AgentCounts]:
         known = total.get(role, AgentCounts())
         total[role] = AgentCounts(*(a + b for a, b in zip(known, counts, strict=True)))
     return total
+
+
+def _stages(rounds: Sequence[RoundResult]) -> Iterator[StageRun]:
+    """Yield each stage, once for every place where it ran, over all rounds."""
+    found: dict[tuple[str, str], StageRun] = {}
+    for one in (one for row in rounds for one in row.stages):
+        known = found.get((one.stage, one.where), one._replace(posts=0, seconds=0.0))
+        found[one.stage, one.where] = known._replace(
+            posts=known.posts + one.posts, seconds=known.seconds + one.seconds
+        )
+    yield from found.values()
 
 
 def _final(folder: RunFolder, best: RoundResult, classes: Sequence[str]) -> Iterator[FinalSplit]:

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from agents.ask.annotator import AnnotationPrompts
 from agents.ask.criticizer import Criticizer
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 from selftrain._util.choices import Rule
 from selftrain.data.context import RunContext
 from selftrain.panels import ModelServers, brief_of
@@ -223,8 +223,8 @@ class LedgerReviewers:
     def _until_reviewed(self, waiting: Waiting) -> bool:
         """Look until every post has a decision; Ctrl-C ends the run in good order."""
         print(waiting, file=sys.stderr, flush=True)
-        with progress_bar(
-            total=waiting.posts, initial=waiting.posts - waiting.open, unit="post", desc="reviews",
+        with ProgressBar(
+            total=waiting.posts, initial=waiting.posts - waiting.open, desc="reviews",
             disable=not self._progress,
         ) as bar:  # fmt: skip
             while waiting.open:

@@ -17,7 +17,7 @@ from typing import IO, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from backbones.progress import progress_bar
+from backbones.progress import ProgressBar
 from selftrain._util.types import Json
 from selftrain.data.manifest import Tolerance
 from selftrain.engine.mapping import Engine, InProcess
@@ -129,11 +129,11 @@ def pour(
         EngineError: See `Engine.map`; what was finished is in the sink.
     """
     tally, listed = target.tally, list[str]()
-    bar = progress_bar(initial=tally.rows, disable=not progress, desc="posts", unit="")
+    bar = ProgressBar(initial=tally.rows, disable=not progress, desc="posts")
     committed = time.monotonic()
     fault: ManifestError | None = None
     try:
-        with (engine or InProcess()).map(source, stage) as found:
+        with bar, (engine or InProcess()).map(source, stage) as found:
             for done in found:
                 fault = done.fault
                 if done.rows:
@@ -154,7 +154,6 @@ def pour(
         target.commit(tally)
         raise EngineError(f"{where}, behind row {tally.rows:,}: {error}") from error
     target.commit(tally)
-    bar.close()
     if fault is not None:
         raise fault
     lines = [*map(_listed, listed), advice]

@@ -65,7 +65,7 @@ def content(folder):
         if file.name in COMPARED:
             found[str(file.relative_to(folder))] = file.read_bytes()
     for file in folder.glob("rounds/*/metrics.json"):
-        found[str(file.relative_to(folder))] = json.loads(file.read_bytes()) | {"seconds": None}
+        found[str(file.relative_to(folder))] = json.loads(file.read_bytes()) | {"seconds": 0, "stages": []}
     assert {"rounds/0000/metrics.json", "rounds/0002/verdicts.jsonl"} < found.keys()
     return found
 

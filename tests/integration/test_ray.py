@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -30,12 +33,15 @@ from selftrain.data.manifest import Tolerance
 from selftrain.engine import on_ray
 from selftrain.engine.on_ray import OnRay
 from selftrain.errors import EngineError, ManifestError, QuarantineError, ServingError
+from selftrain.rounds import finished_rounds
 from selftrain.serving.row_stream import COMMIT_SECONDS
 from selftrain.serving.streams import ModelAtWork, filter_posts
+from selftrain.store.run_dir import RunFolder
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.integration
 ROWS = 4000
+SMALL_NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +54,8 @@ def cluster():
     before = os.environ.get("PYTHONPATH", "")
     # nodes give it to their workers, which open models of these tests
     os.environ["PYTHONPATH"] = f"{tests.parent}:{tests}"
-    small = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    made.other = made.add_node(**small)
+    made = Cluster(initialize_head=True, head_node_args={**SMALL_NODE, "include_dashboard": False})
+    made.other = made.add_node(**SMALL_NODE)
     made.wait_for_nodes()
     yield made
     made.shutdown()
@@ -146,7 +151,7 @@ def test_a_node_that_is_lost_changes_nothing(cluster, source, expected, tmp_path
     thread = meanwhile(on_both, lambda: cluster.remove_node(cluster.other, allow_graceful=False))
     tally = go(source, sink, OnRay(cluster.address), seconds=0.3, gather=2, commit_seconds=0.0)
     thread.join()
-    cluster.other = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    cluster.other = cluster.add_node(**SMALL_NODE)
     cluster.wait_for_nodes()
     assert (tally, bytes_of(sink)) == expected
 
@@ -250,12 +255,15 @@ def test_the_command_labels_with_a_run_as_one_process_does(cluster, small_run, t
     assert [reason[:7] for reason in reasons] == ["id stan", "neither"]
 
 
-def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(cluster, small_run, tmp_path):
+def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(
+    cluster, small_run, tmp_path, capsys
+):
     recipe, runs = small_run.parent / "small.toml", {}
-    for name, more in {"here": [], "there": ["--ray", cluster.address]}.items():
+    for name, more in {"here": [], "there": ["--ray", cluster.address, "--metrics", "0"]}.items():
         cache = f"backbone.cache={tmp_path / name}"
         words = ["run", str(recipe), "--out", str(tmp_path / f"{name}-run"), "--set", cache, *more]
-        assert main([*words, "--set", "threads=1"]) == 0
+        # of few posts, so that there are more blocks than one
+        assert main([*words, "--set", "threads=1", "--set", "backbone.batch_size=2"]) == 0
         runs[name] = {
             file: (tmp_path / f"{name}-run" / file).read_bytes()
             for file in ("grown.jsonl", "rounds/0001/candidates.jsonl", "rounds/0002/scores.jsonl")
@@ -263,6 +271,22 @@ def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(cluste
         (store,) = (tmp_path / name).glob("*-2")
         runs[name] |= {file: (store / file).read_bytes() for file in ("rows.f32", "keys.bin")}
     assert runs["here"] == runs["there"]
+    # who did what, in both: only the features were the workers'
+    (place,) = re.findall("figures for Prometheus: (.*)", capsys.readouterr().err)
+    with urlopen(place, timeout=10) as answer:
+        figures = answer.read().decode()
+    labels = r'\{stage="minilm_efficientnet features",unit="post"\}'
+    assert re.search(rf"^selftrain_stage_left{labels} 0\.0$", figures, re.MULTILINE)
+    (done,) = re.findall(rf"^selftrain_stage_done{labels} (.*)$", figures, re.MULTILINE)
+    for name, hosts in {"here": set(), "there": {platform.node()}}.items():
+        rounds = [one.stages for one in finished_rounds(RunFolder(tmp_path / f"{name}-run"))]
+        assert [[one.stage for one in stages] for stages in rounds] == [
+            ["features", "train", "measure"], *[["select", "verify", "train", "measure"]] * 2,
+        ]  # fmt: skip
+        assert (rounds[0][0].posts, rounds[0][0].workers.keys()) == (float(done), hosts)
+        assert rounds[0][0].where in (tmp_path / f"{name}-run" / "report.html").read_text()
+        assert not any(one.workers for stages in rounds for one in stages if one.stage != "features")
+        assert all(one.posts and one.seconds for stages in rounds for one in stages)
 
 
 def test_workers_ask_a_model_and_no_answer_is_bought_twice(cluster, url, tmp_path, capsys):  # noqa: F811

@@ -81,7 +81,7 @@ def contents(folder):
     for file in [folder / "grown.jsonl", folder / "recipe.toml", *sorted(folder.glob("rounds/*/*"))]:
         name = str(file.relative_to(folder))
         if file.name == "metrics.json":
-            found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k != "seconds"}
+            found[name] = json.loads(file.read_text()) | {"seconds": 0, "stages": []}
         else:
             found[name] = file.read_bytes()
     return found

@@ -28,6 +28,10 @@ def test_a_pool_gives_the_same_rows_and_refusals_and_is_sent_what_is_read_alone(
         posts, there, tmp_path / "there", batch_size=3, pool=EncoderPool(OtherEngine(), FakeBackbone)
     )
     assert (there.encoded, table.failed.keys()) == ([], {"x", "y"})
+    done = table.computed
+    assert (done.stage, done.posts, done.where) == ("features", 702, "in process")
+    again = extract_features(posts[:700], there, tmp_path / "there", batch_size=3)
+    assert again.computed is None, "nothing was missing"
     np.testing.assert_array_equal(table.rows([702, 0]), expected([posts[702], posts[0]]))
     for file in ("rows.f32", "keys.bin"):
         stored = [(folder_of(tmp_path / name) / file).read_bytes() for name in ("here", "there")]

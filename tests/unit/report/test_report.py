@@ -198,6 +198,21 @@ def test_cost_is_summed_and_its_absence_said(tmp_path):
     assert report.gather(made(tmp_path / "free", PLAIN, cost=free)).cost is None
 
 
+def test_what_ran_where_is_summed_over_rounds_and_places(tmp_path):
+    assert "No stage was recorded" in words(page_of(made(tmp_path / "none", PLAIN)))
+    stages = [
+        {"stage": "features", "posts": 900, "seconds": 4.5, "workers": {"<b>": 1, "other": 2}},
+        {"stage": "select", "posts": 40, "seconds": 0.25, "workers": {}},
+    ]
+    page = report.gather(made(tmp_path / "run", PLAIN, stages=stages))
+    assert [(one.stage, one.posts, one.seconds) for one in page.stages] == [
+        ("features", 2700, 13.5), ("select", 120, 0.75),
+    ]  # fmt: skip
+    said = words(report.render(page))
+    assert "features 1 worker on <b>, 2 workers on other 2,700 13.5 200.0" in said
+    assert "select in process 120 0.8 160.0" in said
+
+
 def test_behaviour_is_summed_over_rounds(tmp_path):
     (summed,) = report.gather(made(tmp_path, PLAIN)).behaviour.values()
     assert (summed.label, summed.abstain) == (3 * (1 + 2), 1 + 2)
