@@ -177,7 +177,8 @@ class VLMAgent:
         if not self.label_apart or not isinstance(schema, AnswerSchema):
             return None
         said = {"rationale": rationale, **({"clause": clause or NO_CLAUSE} if schema.clauses else {})}
-        given = Message("assistant", (json.dumps(said, ensure_ascii=False),))
+        # as it was written, without white space: the server has it in its cache, and goes on from there
+        given = Message("assistant", (json.dumps(said, ensure_ascii=False, separators=(",", ":")),))
         asked = replace(schema, form="label_only", reasons_only=False)
         turns = (*prompt.messages, given, self._prompts.label_question(asked))
         return replace(prompt, messages=turns, schema=asked)

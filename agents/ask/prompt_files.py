@@ -57,8 +57,8 @@ class Brief:
         They are what the policy numbers from 1, if it does; else its lines, those that were only broken to
         fit a width put together.
         """
-        items = self._items
-        found = tuple(_MARK.sub("", item) for item in items if not self._numbers_itself or _own(item))
+        items, own = self._items, self._numbers_itself
+        found = tuple(_MARK.sub("", item) for item in items if not own or _own(item))
         return found if len(found) > 1 else ()
 
     @property

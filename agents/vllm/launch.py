@@ -148,7 +148,8 @@ class Server:
 class Progress:
     """Whether a starting server comes forward: it reads or writes, or its log says something new.
 
-    Processes that wait say the same again and again, with another time or number in it; a percentage is none.
+    Processes that wait say the same again and again, with another time or number in it. Another percentage is
+    something new.
     """
 
     def __init__(self, pid: int, log: Path, begins: int) -> None:

@@ -27,7 +27,7 @@ from agents.vllm.check import check_server
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def answering(*refusals, alternatives=20, usage=True, wrap=str, thoughts=""):
+def answering(*refusals, alternatives=20, usage=True, wrap=str, thoughts="", apart=True):
     """What a server says: it refuses a body that one of `refusals` is about, and answers the others.
 
     Args:
@@ -35,7 +35,8 @@ def answering(*refusals, alternatives=20, usage=True, wrap=str, thoughts=""):
         alternatives: Of each token; 0: no log-probabilities, although they were asked for.
         usage: Whether it counts tokens.
         wrap: From its answer to what it writes.
-        thoughts: Written apart before the answer, when there is room.
+        thoughts: Written before the answer, when there is room.
+        apart: Whether the server takes them apart; else they are words that the template has begun.
     """
 
     async def behave(stub, received, writer):
@@ -48,13 +49,18 @@ def answering(*refusals, alternatives=20, usage=True, wrap=str, thoughts=""):
         text = json.dumps({key: labels[0] if key == "label" else "it says so" for key in keys})
         room = body.get("max_tokens") or body["max_completion_tokens"]
         if thoughts and room < 1000:
-            cut = completion("", finish="length", reasoning=thoughts)
+            cut = (
+                completion("", finish="length", reasoning=thoughts)
+                if apart
+                else completion(thoughts, finish="length")
+            )
             return writer.write(response(200, cut | ({} if usage else {"usage": None})))
         logprobs = None
         if body.get("logprobs") and alternatives:
             logprobs = {"content": tokens(text, labels, min(alternatives, body["top_logprobs"]))}
-        more = {"reasoning_content": thoughts} if thoughts else {}
-        whole = completion(wrap(text), logprobs=logprobs, **more)
+        more = {"reasoning_content": thoughts} if thoughts and apart else {}
+        begun = "" if apart else f"{thoughts}\n</think>\n\n"
+        whole = completion(begun + wrap(text), logprobs=logprobs, **more)
         return writer.write(response(200, whole | ({} if usage else {"usage": None})))
 
     return behave
@@ -148,6 +154,8 @@ SERVERS = {
                        "System role not supported"), alternatives=0, usage=False,
                        wrap=lambda text: f"Sure!\n```json\n{text}\n```"), BARE, False, "free text"),
     "thoughts apart": (answering(thoughts="Let me see."), BARE, True, "set vlm.thinking_tokens"),
+    "thoughts that the template began": (answering(thoughts="Let me see.", apart=False), BARE, True,
+                                         "set vlm.thinking_tokens"),
 }  # fmt: skip
 
 

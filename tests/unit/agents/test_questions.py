@@ -44,9 +44,9 @@ def pictures(tmp_path):
     return tuple(paths)
 
 
-def make_questioner(backend, folder, *, prompts=None, questioner=None, max_failed=1.0, **options):
+def make_questioner(backend, folder, *, prompts=None, questioner=None, max_failed=1.0, thinking=0, **options):
     cache = ResponseCache(folder / "answers.sqlite")
-    manner = Manner(attempts=options.pop("attempts", 3))
+    manner = Manner(attempts=options.pop("attempts", 3), thinking_tokens=thinking)
     runner = Runner(backend, cache, run="run-1", opener=opener, manner=manner, **options)
     files = QuestionPrompts(BRIEF, folder=prompts)
     return Questioner(runner, files, max_failed=max_failed, **(questioner or {}))
@@ -65,6 +65,16 @@ def ask(answer, folder, post, *questions, **options):
 
 def first_offered(request):
     return answered(offered(request)[0])
+
+
+def test_the_most_that_answers_take_counts_thoughts(tmp_path):
+    backend = MemoryBackend(first_offered)
+    post = PostQuestions(PostStub("a", "x"), (RELEVANT, THEME))
+    asking = make_questioner(backend, tmp_path, thinking=900)
+    most = asking.most_tokens(post)
+    asking.ask([post])
+    asking.close()
+    assert most == sum(request.sampling.max_tokens for request in backend.requests) > 1800
 
 
 # ---- what is asked ----------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import json
 import math
 import signal
 import threading
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from vlm_helpers import (
@@ -44,6 +46,7 @@ from agents.errors import (
 from agents.judgment import Candidate, State, Verdict
 from agents.trust import trust
 from selftrain.report.post_history import changed_mind
+from selftrain.rounds import Cost, agent_counts, cost_lines
 
 
 def candidates(*labels):
@@ -127,6 +130,31 @@ def test_cross_review_shows_own_words_the_other_s_and_the_classifier_s_label(pan
         assert "> calls him a name" in text
         assert "> quotes a song" in text
         assert "says: rude" in text
+
+
+@pytest.mark.parametrize(
+    ("second", "to_classifier", "lines"),
+    [
+        ("rude", 1, "1 of them to the classifier's label"),
+        ("unsure", 0, "0 of them to the classifier's label"),
+    ],
+)
+def test_who_is_pulled_over_by_the_classifier_is_counted(panels, second, to_classifier, lines):
+    backend = MemoryBackend(
+        lambda r: said("rude" if role_of(r) == "reviewer" else second if "once more" in words(r) else "kind")
+    )
+    verdicts = panels(backend).verify(candidates("rude"))
+    corpus = SimpleNamespace(truth=np.array([1]), classes=("rude", "kind"), position_of={"p0": 0})
+    counts = agent_counts(corpus, verdicts)["user"]
+    assert (counts.reconsidered, counts.changed_mind, counts.changed_to_classifier) == (1, 1, to_classifier)
+    assert counts.changed_for_worse == 1
+    cost = Cost(calls=3, stored=0, failed=0, prompt=9, cached=0, image=0, completion=3, seconds=1.0)
+    told = list(cost_lines(SimpleNamespace(cost=cost, agents={"user": counts})))
+    assert told[-1] == (
+        f"user changed its mind 1 times in 1, {lines}; 0 for the better and 1 for the worse"
+        if to_classifier
+        else f"user changed its mind 1 times in 1, {lines}"
+    )
 
 
 def test_a_verdict_that_is_settled_saves_the_other_call_unless_all_are_asked(panels):
@@ -338,10 +366,8 @@ def test_the_label_is_asked_for_apart_on_the_same_prefix(panels):
         assert list(then.schema["properties"]) == ["label"]
         assert then.messages[:-2] == first.messages
         assert then.messages[-2].role == "assistant"
-        assert json.loads(then.messages[-2].parts[0]) == {
-            "rationale": "an insult, as it seems",
-            "clause": "2",
-        }
+        # to the letter what vLLM's grammar without white space wrote, which is in its cache
+        assert then.messages[-2].parts == ('{"rationale":"an insult, as it seems","clause":"2"}',)
         form = words(first, 0).splitlines()[-1]
         assert (
             'then "clause", the number of the clause of the policy that decides, or "none"; no label' in form
