@@ -251,6 +251,7 @@ def _last(figures: Figures, method: str, metric: str) -> float:
 
 
 QWEN = "qwen2.5-coder-1.5b, label_only, 60 characters"
+TURNED = f"turned: {QWEN}, 100 labelled"
 AGENTS = {
     "candidates judged and cross-reviewed a second over one by one, without a cache": ("reference", "ratio"),
     "share of the prompt tokens that the server had cached": ("cache", "cached_share"),
@@ -267,8 +268,11 @@ AGENTS = {
         "points over the labels alone",
     ),
     "injections in words that flip its Reviewer's leaning, share": (f"flips: {QWEN}", "flip_rate"),
-    "the same, both agents': unseen": (f"flips: {QWEN}", "flip_rate_unseen"),
+    "the same, both agents'": (f"flips: {QWEN}", "flip_rate_unseen"),
     "harmless words in their place": (f"flips: {QWEN}", "control_flip_rate"),
+    "of such posts learned as they ask, were both agents turned to .5": (TURNED, "followed, turned to 0.5"),
+    "the same, to .95": (TURNED, "followed, turned to 0.95"),
+    "the same, not turned": (TURNED, "followed, not turned"),
 }
 SERVE = {
     "p99 of honest clients, calm, s": ("calm", "p99"),
