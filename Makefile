@@ -3,7 +3,7 @@
 # make vllm         the environment of the vLLM server, .venv-vllm
 # make test-vllm    tests against real vLLM servers; makes .venv-vllm first
 # make cases        what people bring and strangers try: those tests, and their tables in docs/reliability.md
-# make kills        200 commands interrupted at random moments, and their tables in docs/reliability.md
+# make kills        230 commands interrupted at random moments, and their tables in docs/reliability.md
 # make lowest       every dependency at its lower bound, in an environment of its own: quickstart and some tests
 # make lock         every package with its hashes: requirements.lock and, for development, requirements-dev.lock
 # make lint         ruff and mypy alone
@@ -58,7 +58,7 @@ cases: $(INSTALLED_DEV)
 
 kills: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest \
-		-m "slow or not slow" tests/integration/test_kill_matrix.py
+		-m "slow or not slow" tests/integration/test_kill_matrix.py tests/integration/test_ray_kills.py
 
 lowest: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rfE tests/integration/test_wheel.py
