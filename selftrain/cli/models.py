@@ -6,7 +6,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -195,10 +195,10 @@ def filter_stream(
     work = _at_work(model, engine, columns=named, tolerance=tolerance, max_pixels=max_pixels)
     opened = work.predictor
     scores, left_out = streams.validation_scores(opened, validation, named)
-    if precision is not None or recall is not None:
-        kind: Literal["precision", "recall"] = "recall" if precision is None else "precision"
-        goal = operating_points.Goal(kind, precision or recall or 0.0)
-        point = operating_points.find_threshold(scores, goal)
+    if recall is not None:
+        point = operating_points.find_threshold(scores, operating_points.Goal("recall", recall))
+    elif precision is not None:
+        point = operating_points.find_threshold(scores, operating_points.Goal("precision", precision))
     elif opened.threshold is None:
         raise ServingError(f"no threshold was set with {opened.name}: give --precision or --recall")
     else:

@@ -30,6 +30,7 @@ from selftrain.models.head import ADVICE, HeadKind, HeadSettings, fit_scaling, t
 from selftrain.models.metrics import evaluate
 from selftrain.models.train_loop import (
     EpochResult,
+    Pace,
     StepLoss,
     TrainingLog,
     best_epoch,
@@ -194,7 +195,7 @@ class FineTuner:
         with TrainingLog(steps, name=where, bar=self.progress) as log:
             return train_epochs(
                 stepper, optimizer, warm_up_schedule(optimizer, steps, decay="cosine"),
-                epochs=self.epochs, steps_per_epoch=steps_per_epoch, where=where, log=log,
+                Pace(epochs=self.epochs, steps_per_epoch=steps_per_epoch), where=where, log=log,
             )  # fmt: skip
 
     # ---- networks -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, fit_calibration, probabilities
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
-from selftrain.models.train_loop import EpochResult, StepLoss, best_epoch, train_epochs
+from selftrain.models.train_loop import EpochResult, Pace, StepLoss, best_epoch, train_epochs
 
 HeadKind = Literal["linear", "mlp"]
 FORMAT, CLASSES_FORMAT = "selftrain-head-1", "selftrain-classes-2"
@@ -289,7 +289,7 @@ def fit_head(
         )
         curve = train_epochs(
             stepper, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
-            epochs=settings.epochs, evaluate_every=settings.evaluate_every, where=where,
+            Pace(epochs=settings.epochs, evaluate_every=settings.evaluate_every), where=where,
         )  # fmt: skip
     head.layers.load_state_dict(stepper.best)
     head.eval()

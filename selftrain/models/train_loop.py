@@ -11,9 +11,10 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -94,22 +95,62 @@ class Stepper(Protocol[Batch]):
         ...
 
 
+class LossMeans:
+    """Adds up losses and their parts between two evaluations."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, losses: StepLoss) -> None:
+        """Take in one step."""
+        for name, value in losses.named().items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means of the steps since the last call."""
+        found = {name: value / max(self._steps, 1) for name, value in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long a training goes on, and when it is evaluated and saved."""
+
+    epochs: int
+    steps_per_epoch: int = 1
+    metric: str = "macro_f1"  # which of the validation metrics says what is best; more is better
+    evaluate_every: int = 1  # epochs; the last one is always evaluated
+    evaluate_steps: int | None = None  # also within an epoch, after every so many steps in all; None: not
+    patience: int | None = None  # end after so many evaluations without a better one; None: after all epochs
+    save_every: int | None = None  # steps; None: after evaluations only
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the model is evaluated after `step` steps in all."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if within:
+            return self.evaluate_steps is not None and step % self.evaluate_steps == 0
+        return step > 0 and (epoch % self.evaluate_every == 0 or epoch == self.epochs)
+
+    def is_over(self, results: Sequence[EpochResult]) -> bool:
+        """Return whether it ends early."""
+        return (
+            bool(results) and self.patience is not None and _since_best(results, self.metric) >= self.patience
+        )
+
+
 def train_epochs(
     stepper: Stepper[Batch],
     optimizer: Optimizer,
     scheduler: LRScheduler,
+    pace: Pace,
     *,
-    epochs: int,
-    steps_per_epoch: int = 1,
     where: str = "training",
-    metric: str = "macro_f1",
-    evaluate_every: int = 1,
-    evaluate_steps: int | None = None,
-    patience: int | None = None,
     log: TrainingLog | None = None,
     state: TrainingState | None = None,
     save: Callable[[TrainingState], None] | None = None,
-    save_every: int | None = None,
 ) -> tuple[EpochResult, ...]:
     """Train, evaluate every so many epochs and after the last, keep the best; of equally good ones the first.
 
@@ -118,61 +159,79 @@ def train_epochs(
 
     Args:
         where: Said in an error ("round 3").
-        metric: Which of the validation metrics says which epoch is best; more is better.
-        evaluate_every: Epochs.
-        evaluate_steps: Also within an epoch, after every so many steps in all; None: not.
-        patience: End after so many evaluations without a better one; None: after the last epoch.
         state: Of a training that was cut off; model, optimizer and scheduler are as they were then.
-        save: Called after every evaluation, and every `save_every` steps.
+        save: Called after every evaluation, and every `pace.save_every` steps.
 
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; the weights are those before the step.
     """
-    number, results = state or TrainingState()
-    means = LossMeans()
-
-    def due() -> bool:
-        epoch, within = divmod(number, steps_per_epoch)
-        if within:
-            return evaluate_steps is not None and number % evaluate_steps == 0
-        return number > 0 and (epoch % evaluate_every == 0 or epoch == epochs)
-
-    def evaluate() -> None:
-        nonlocal results
-        found = EpochResult(-(-number // steps_per_epoch), means.take(), stepper.evaluate(), number)
-        results = (*results, found)
-        if not _since_best(results, metric):
-            stepper.keep_best()
-        if save is not None:
-            save(TrainingState(number, results))
-        if log is not None:
-            log.evaluation(found.epoch, number, found.metrics, metric)
-
-    if due() and (not results or results[-1].step < number):
-        evaluate()  # cut off between a step's save and this
-    for epoch in range(number // steps_per_epoch + 1, epochs + 1):
-        if _is_over(results, metric, patience):
+    state = state or TrainingState()
+    course = _Course(stepper, optimizer, scheduler, pace, where, log, save, state.step, state.results)
+    if not course.results or course.results[-1].step < course.number:
+        course.evaluate_if_due()  # cut off between a step's save and this
+    for epoch in range(course.number // pace.steps_per_epoch + 1, pace.epochs + 1):
+        if pace.is_over(course.results):
             break
-        stepper.model.train()
+        course.train_epoch(epoch)
+    return course.results
+
+
+@dataclass
+class _Course(Generic[Batch]):
+    """A training under way."""
+
+    stepper: Stepper[Batch]
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    pace: Pace
+    where: str
+    log: TrainingLog | None
+    save: Callable[[TrainingState], None] | None
+    number: int  # of the next step, from 0
+    results: tuple[EpochResult, ...]
+    means: LossMeans = field(default_factory=LossMeans)
+
+    def train_epoch(self, epoch: int) -> None:
+        """Take the steps of an epoch that are left, evaluated where that is due; it may be over within."""
+        skip = self.number % self.pace.steps_per_epoch
+        self.stepper.model.train()
         # closed also where a step fails: whatever reads ahead for it ends
-        with closing(stepper.batches(epoch, number % steps_per_epoch)) as batches:
+        with closing(self.stepper.batches(epoch, skip)) as batches:
             for batch in batches:
-                losses = _finite_gradients(stepper, batch, (where, epoch, number % steps_per_epoch + 1))
-                means.add(losses)
-                if log is not None:
-                    log.step(number, losses.loss, losses.parts, _share_of_peak(optimizer))
-                _advance(optimizer, scheduler)
-                number += 1
-                if save is not None and save_every is not None and number % save_every == 0:
-                    save(TrainingState(number, results))
-                if number % steps_per_epoch and due():
-                    evaluate()
-                    if _is_over(results, metric, patience):
-                        return results
-                    stepper.model.train()
-        if due():
-            evaluate()
-    return results
+                self._step(batch, epoch)
+                if self.number % self.pace.steps_per_epoch and self.evaluate_if_due():
+                    if self.pace.is_over(self.results):
+                        return
+                    self.stepper.model.train()
+        self.evaluate_if_due()
+
+    def evaluate_if_due(self) -> bool:
+        """Evaluate, keep what is best, save and log; return whether it was due."""
+        if not self.pace.is_due(self.number):
+            return False
+        epoch, metric = -(-self.number // self.pace.steps_per_epoch), self.pace.metric
+        found = EpochResult(epoch, self.means.take(), self.stepper.evaluate(), self.number)
+        self.results = (*self.results, found)
+        if not _since_best(self.results, metric):
+            self.stepper.keep_best()
+        if self.save is not None:
+            self.save(TrainingState(self.number, self.results))
+        if self.log is not None:
+            self.log.evaluation(epoch, self.number, found.metrics, metric)
+        return True
+
+    def _step(self, batch: Batch, epoch: int) -> None:
+        place = (self.where, epoch, self.number % self.pace.steps_per_epoch + 1)
+        losses = _finite_gradients(self.stepper, batch, place)
+        self.means.add(losses)
+        if self.log is not None:
+            self.log.step(self.number, losses.loss, losses.parts, _share_of_peak(self.optimizer))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.number += 1
+        if self.save is not None and self.pace.save_every and self.number % self.pace.save_every == 0:
+            self.save(TrainingState(self.number, self.results))
 
 
 def _finite_gradients(stepper: Stepper[Batch], batch: Batch, place: tuple[str, int, int]) -> StepLoss:
@@ -187,16 +246,6 @@ def _finite_gradients(stepper: Stepper[Batch], batch: Batch, place: tuple[str, i
             f" {stepper.advice(batch)}"
         )
     return losses
-
-
-def _advance(optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    optimizer.step()
-    scheduler.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _is_over(results: Sequence[EpochResult], metric: str, patience: int | None) -> bool:
-    return patience is not None and bool(results) and _since_best(results, metric) >= patience
 
 
 def _since_best(results: Sequence[EpochResult], metric: str) -> int:
@@ -239,26 +288,6 @@ def warm_up_schedule(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # torch asks for it where a schedule begins later
     return LambdaLR(optimizer, factor, last_epoch=step - 1)
-
-
-class LossMeans:
-    """Adds up losses and their parts between two evaluations."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-
-    def add(self, losses: StepLoss) -> None:
-        """Take in one step."""
-        for name, value in losses.named().items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps += 1
-
-    def take(self) -> dict[str, float]:
-        """Return the means of the steps since the last call."""
-        found = {name: value / max(self._steps, 1) for name, value in self._sums.items()}
-        self._sums, self._steps = {}, 0
-        return found
 
 
 def _share_of_peak(optimizer: Optimizer) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from selftrain.errors import NonFiniteLossError
 from selftrain.models.train_loop import (
     LOSSES,
     LossMeans,
+    Pace,
     StepLoss,
     TrainingLog,
     TrainingState,
@@ -62,9 +64,9 @@ class OneNumber:
 def run(stepper, *, optimizer=None, state=None, **options):
     optimizer = optimizer or torch.optim.AdamW(stepper.model.parameters(), lr=0.1)
     schedule = warm_up_schedule(optimizer, STEPS * EPOCHS, step=0 if state is None else state.step)
-    return train_epochs(
-        stepper, optimizer, schedule, epochs=EPOCHS, steps_per_epoch=STEPS, state=state, **options
-    )
+    paced = {one.name: options.pop(one.name) for one in fields(Pace) if one.name in options}
+    pace = Pace(epochs=EPOCHS, steps_per_epoch=STEPS, **paced)
+    return train_epochs(stepper, optimizer, schedule, pace, state=state, **options)
 
 
 def test_the_first_of_equally_good_epochs_is_kept():
