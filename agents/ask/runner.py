@@ -256,7 +256,9 @@ class Runner:
         one cancels it. Without `on_interrupt`, the first does.
         """
         if self._portal is None:
-            self._portal = self._stack.enter_context(start_blocking_portal(name="agents"))
+            self._portal = self._stack.enter_context(
+                start_blocking_portal(backend_options={"use_uvloop": True}, name="agents")
+            )
         future = self._portal.start_task_soon(work)
         try:
             return future.result()

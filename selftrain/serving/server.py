@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+import uvloop
 from starlette.applications import Starlette
 
 from selftrain.errors import ServingError
@@ -80,7 +81,7 @@ def serve(
         batcher_of = partial(Batcher, load, **batching._asdict(), observe=measures.batch)
         known = (host, socket.gethostname(), *names)  # no look-up: it may take long
         service_of = partial(Service, scratch=scratch, measures=measures, limits=limits, key=key, names=known)
-        return asyncio.run(_serve(batcher_of, service_of, listener, tell=tell))
+        return uvloop.run(_serve(batcher_of, service_of, listener, tell=tell))
     finally:
         scratch.close()
         listener.close()

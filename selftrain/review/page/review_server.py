@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
@@ -14,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
+
+import uvloop
 
 from selftrain._util.files import read_json
 from selftrain._util.printable import printable
@@ -136,7 +137,7 @@ def serve(
             )
             opened(door.as_uri())
 
-        asyncio.run(HttpServer(app, started=started).serve([listener]))
+        uvloop.run(HttpServer(app, started=started).serve([listener]))
     finally:
         listener.close()
         (folder.path / DOOR).unlink(missing_ok=True)
