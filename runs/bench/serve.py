@@ -65,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
         DataError: The server does not start.
     """
     figures = Figures(args.json)
+    cores = _halves()  # before this process gives up the server's
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
         folder = Path(name)
         bodies = bodies_of_a_run(folder)
         for repeat in range(args.repeats):
-            calm, attacked = asyncio.run(_measure(folder, bodies, args.seconds))
+            calm, attacked = asyncio.run(_measure(folder, bodies, args.seconds, cores))
             for method, found in (("calm", calm), ("attacked", attacked)):
                 values = {
                     "p50": found.at(50),
@@ -128,17 +129,18 @@ class Waits(NamedTuple):
         )
 
 
-def _cores(of_server: bool) -> set[int]:
-    """Return the server's half of this process's cores, or the clients'; a single core is of both."""
+def _halves() -> tuple[set[int], set[int]]:
+    """Return the server's half of this process's cores, and the clients'; a single core is of both."""
     cores = sorted(os.sched_getaffinity(0))
     half = len(cores) // 2
-    return set((cores[:half] if of_server else cores[half:]) or cores)
+    return set(cores[:half] or cores), set(cores[half:])
 
 
-async def _measure(folder: Path, bodies: list[bytes], seconds: float) -> tuple[Waits, Waits]:
-    ours = _cores(of_server=False)
-    async with serving(folder, cores=_cores(of_server=True)) as (port, _):
-        os.sched_setaffinity(0, ours)  # and of the hostile ones, which this process starts
+async def _measure(
+    folder: Path, bodies: list[bytes], seconds: float, cores: tuple[set[int], set[int]]
+) -> tuple[Waits, Waits]:
+    async with serving(folder, cores=cores[0]) as (port, _):
+        os.sched_setaffinity(0, cores[1])  # and of the hostile ones, which this process starts
         await _wait(port, bodies, seconds / 5)  # warm
         calm = await _wait(port, bodies, seconds)
         print(f"calm: {calm.told()}", flush=True)
