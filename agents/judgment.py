@@ -102,11 +102,16 @@ class Judgment:
         label to some degree the others share the rest.
         """
         probs, log_odds = self.details.get("probabilities"), self.details.get("log_odds")
-        if probs is not None:
-            return tuple(math.log(max(probs[name], LEAST)) for name in classes)
-        if log_odds is not None:
-            total = math.log(sum(math.exp(log_odds[name]) for name in classes))
-            return tuple(log_odds[name] - total for name in classes)
+        try:
+            if probs is not None:
+                return tuple(math.log(max(probs[name], LEAST)) for name in classes)
+            if log_odds is not None:
+                total = math.log(sum(math.exp(log_odds[name]) for name in classes))
+                return tuple(log_odds[name] - total for name in classes)
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise JudgmentError(
+                f"what {self.agent!r} of {self.source!r} weighed has no number for each class ({error!r})"
+            ) from error
         if self.label is None or self.probability is None:
             return None
         rest = (1 - self.probability) / (len(classes) - 1)

@@ -73,7 +73,7 @@ def replayed_agents(path: Path) -> tuple[ReplayedAgent, ...]:
     for number, line in _lines(path):
         try:
             post_id, judgments = _read(json.loads(line))
-        except (json.JSONDecodeError, JudgmentError) as error:
+        except (ValueError, RecursionError) as error:  # a JudgmentError among them
             raise ReplayError(f"{path}, line {number}: {error}") from error
         for judgment in judgments:
             found.setdefault(judgment.agent, {})[post_id, judgment.step] = judgment

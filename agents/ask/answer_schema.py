@@ -160,7 +160,7 @@ class ParsedAnswer:
                 record["perplexity"], record["fault"], record["reasoning"], record["clause"],
             )  # fmt: skip
             fits = _usable(answer, schema)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise JudgmentError(f"no record of an answer: {error}") from error
         if not fits:
             raise JudgmentError("a record of an answer that could not have been kept")
@@ -277,7 +277,7 @@ def thinks(completion: Completion) -> bool:
 def _unfinished(completion: Completion, text: str) -> str:
     """Return why a completion holds no whole answer, or nothing."""
     if completion.refusal or completion.finish == "content_filter":
-        return f"refused: {completion.refusal or 'stopped by a content filter'}"
+        return f"refused: {completion.refusal[:MOST_GUARD] or 'stopped by a content filter'}"
     if completion.finish == "length":
         cut = f"cut off after {completion.usage.completion} tokens"
         return f"{cut}, thinking included: raise vlm.thinking_tokens" if thinks(completion) else cut

@@ -14,12 +14,13 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -148,8 +149,8 @@ class ResponseCache:
             ).fetchall()
         kept: dict[str, CachedAnswer] = {}
         for key, *row, digest in rows:
-            if digest == _digest(key, row):
-                kept[key] = CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
+            if (found := _sound(key, row, digest)) is not None:
+                kept[key] = found
             else:
                 self.discard(key, "damaged in the file")
         return [next(((key, kept[key]) for key in one if key in kept), None) for one in several]
@@ -249,6 +250,10 @@ class ResponseCache:
             raise StoreError(
                 f"{self.path} is a cache of version {version}; this program reads version {SCHEMA_VERSION}: "
                 "use the program that wrote it, or name another file"
+            )
+        elif not is_made_by(self._writer, TABLES):
+            raise StoreError(
+                f"{self.path} holds other tables than this program makes; nothing is written: name another"
             )
         self._writer.execute("COMMIT")
 
@@ -362,15 +367,20 @@ class Keeper:
 def kept_row(key: str, cached: CachedAnswer, note: Note) -> Row:
     """Return the row of an answer under a cache key; see `ResponseCache.put`."""
     seconds = float(cached.seconds)  # as the column gives it back: the digest is of what is read
-    text = cached.text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL keeps none
-    row = (json.dumps(cached.answer), text, cached.finish, *cached.usage, seconds)
+    row = (
+        json.dumps(cached.answer),
+        _storable(cached.text),
+        _storable(cached.finish),
+        *cached.usage,
+        seconds,
+    )
     values = (key, *row[:3], _digest(key, row), *_cost(note, cached.usage, seconds))
     return Row(f"responses (cache_key, answer, text, finish, digest, {_COST_COLUMNS})", values, key)
 
 
 def unusable_row(fault: str, usage: Usage, seconds: float, note: Note, key: str = "") -> Row:
     """Return the row of an answer that cannot be used; see `ResponseCache.charge`."""
-    return Row(f"unusable (fault, {_COST_COLUMNS})", (fault, *_cost(note, usage, seconds)), key)
+    return Row(f"unusable (fault, {_COST_COLUMNS})", (_storable(fault), *_cost(note, usage, seconds)), key)
 
 
 def refuse_above(cap: int, spent: int, expected: int, held: int) -> None:
@@ -397,6 +407,33 @@ def _cost(note: Note, usage: Usage, seconds: float) -> tuple[object, ...]:
 def _digest(key: str, row: Sequence[object]) -> str:
     """Return SHA-256, in hex, of a key and what lies under it."""
     return hashlib.sha256(json.dumps([key, *row]).encode()).hexdigest()
+
+
+def _sound(key: str, row: Sequence[Any], digest: object) -> CachedAnswer | None:
+    """Return what lies under a key; None where it is not what was written, or could not have been."""
+    with suppress(TypeError, ValueError, RecursionError):
+        answer, text, finish, *usage, seconds = row
+        if digest == _digest(key, row) and all(isinstance(tokens, int) for tokens in usage):
+            return CachedAnswer(json.loads(answer), text, finish, Usage(*usage), float(seconds))
+    return None
+
+
+def _storable(text: str) -> str:
+    """Return text that every database keeps: PostgreSQL has no NUL, none has half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def is_made_by(connection: sqlite3.Connection, statements: Sequence[str]) -> bool:
+    """Tell whether a file holds what these statements make and nothing else.
+
+    Views, triggers and checks of a stranger's run with whatever is asked of the file.
+    """
+    found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return {_plain(sql) for (sql,) in found} == {_plain(sql) for sql in statements}
+
+
+def _plain(sql: str) -> str:
+    return " ".join(re.sub(r"--.*|\bWITHOUT ROWID\b|\bIF NOT EXISTS\b", "", sql).split())
 
 
 def switch_to_write_ahead(connection: sqlite3.Connection) -> None:

@@ -99,6 +99,9 @@ class Key:
                 f"the key in the environment variable {variable} holds blanks or characters outside ASCII; "
                 "no HTTP header can carry it: set it again, on one line and without quotes"
             )
+        # JSON may write any character as an escape, and some servers do so with <, > and &
+        each = (rf"(?:\\?{re.escape(c)}|\\u00(?i:{ord(c):02x}))" for c in self._value)
+        self._escaped = re.compile("".join(each).encode())
 
     def __repr__(self) -> str:
         return f"Key({self.variable!r})"
@@ -118,8 +121,11 @@ class Key:
         A short key is no secret, and part of many a word.
         """
         if len(self._value) >= _SECRET:
+            name = f"[{self.variable}]".encode()
             for shown in (self._value, json.dumps(self._value)[1:-1]):
-                data = data.replace(shown.encode(), f"[{self.variable}]".encode())
+                data = data.replace(shown.encode(), name)
+            if b"\\u00" in data:  # a search by pattern takes a hundred times as long
+                data = self._escaped.sub(lambda _: name, data)
         return data
 
     def clean(self, text: str) -> str:
@@ -230,7 +236,7 @@ class Endpoint:
                 if self.key.given
                 else f"the server asks for a key: set the environment variable {self.key.variable}"
             )
-        said = self.key.clean(server_words(reply.body.decode("utf-8", "replace"))) or reply.reason
+        said = self.key.clean(server_words(reply.body.decode("utf-8", "replace")) or reply.reason)
         reason = f"{self.url}{path}: HTTP {reply.status}: {said}" + (f" ({advice})" if advice else "")
         return Failure(kind, reason + reply.via, reply.status, reply.wait)
 
@@ -272,7 +278,7 @@ def retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     for seconds in (float, lambda date: parsedate_to_datetime(date).timestamp() - time.time()):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError, TypeError):
             return max(0.0, seconds(value))
     return None
 

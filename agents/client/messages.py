@@ -29,12 +29,13 @@ from agents.client.dialect import EVERYTHING, Dialect, plain_schema, without_sys
 IMPOSSIBLE = -1000.0
 """Alternatives at or below this log-probability were masked by the grammar, not weighed by the model."""
 
+_FINISH = 80  # characters of the server's word for why it stopped
+
 Body = TypeVar("Body")
 Count = Annotated[int, Meta(ge=0, le=10**9)]
 # printable and short: it goes into files and onto terminals
-ModelName = Annotated[
-    str, Meta(max_length=400, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e]*$")
-]
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff"
+ModelName = Annotated[str, Meta(max_length=400, pattern=rf"\A[^{_UNSEEN}]*\Z")]
 LogProb = Annotated[float, Meta(le=0.001)]  # a hair above 0 is rounding; above that it is none
 
 
@@ -231,7 +232,7 @@ class ChatAnswer(Struct):
         written, content = (choice.logprobs and choice.logprobs.content) or [], turn.content or ""
         decode = _decoder(written, content)
         return Completion(
-            content, choice.finish_reason or "stop", usage,
+            content, (choice.finish_reason or "stop")[:_FINISH], usage,
             tuple([one.token_of_answer(decode) for one in written]),
             turn.refusal or "", seconds, turn.reasoning or turn.reasoning_content or "",
             counted=used.prompt_tokens is not None and used.completion_tokens is not None,
@@ -262,7 +263,7 @@ class ModelList(Struct):
 class ServerVersion(Struct):
     """The body of vLLM's /version."""
 
-    version: Annotated[str, Meta(max_length=80, pattern=r"^[\w.+\- ]*$")]
+    version: Annotated[str, Meta(max_length=80, pattern=r"\A[\w.+\- ]*\Z")]
 
 
 _READERS: dict[Any, msgspec.json.Decoder[Any]] = {}
@@ -286,7 +287,9 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         # Python's servers write -Infinity, which is no JSON, for what cannot be
         if b"Infinity" in raw:
             with suppress(ValueError, RecursionError):
-                return msgspec.convert(json.loads(raw), kind)
+                value = json.loads(raw)
+                json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+                return msgspec.convert(value, kind)
     else:
         return found
     opening = repr(raw[:120].decode("utf-8", "replace")) + ("..." if len(raw) > 120 else "")

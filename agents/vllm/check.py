@@ -25,7 +25,15 @@ from agents.client.base import (
 )
 from agents.client.client import most_answer_bytes
 from agents.client.dialect import EVERYTHING, Dialect
-from agents.client.endpoints import MOST_BYTES, Endpoint, Failure, HttpReply, Key, server_words
+from agents.client.endpoints import (
+    LONGEST_REASON,
+    MOST_BYTES,
+    Endpoint,
+    Failure,
+    HttpReply,
+    Key,
+    server_words,
+)
 from agents.client.fleet import read_served
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, encode, read_body
 from agents.errors import ServerRefusedError
@@ -147,10 +155,10 @@ def _asked(endpoint: str, model: str, key: str, asked: ChatRequest, seconds: flo
     dialect: Dialect | None = EVERYTHING
     began, most = time.monotonic(), most_answer_bytes(asked.sampling)
     while dialect is not None:
-        body, used = chat_body(asked, model, dialect), dialect
-        reply = fetch(f"{endpoint}/v1/chat/completions", key, body, seconds, most)
+        body, used, left = chat_body(asked, model, dialect), dialect, began + seconds - time.monotonic()
+        reply = fetch(f"{endpoint}/v1/chat/completions", key, body, max(left, 1.0), most)
         refused = 400 <= reply.status < 500
-        words = server_words(reply.body.decode("utf-8", "replace")) if refused else ""
+        words = server_words(reply.body.decode("utf-8", "replace"))[:LONGEST_REASON] if refused else ""
         dialect = used.after(words, asked.sampling.top_logprobs)
     if reply.status != 200:
         return Trial(None, reply.words, reply.status, dialect=used)

@@ -42,10 +42,10 @@ def build_part(path: str, options: Mapping[str, Any], key: str) -> Any:  # noqa:
     """
     try:
         make = locate(path)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError, RecursionError) as error:
         raise RecipeError(
-            f'{key} is "{path}", which cannot be imported ({error}): expected "package.module:Class" of a'
-            " package that is installed here, or lies on PYTHONPATH"
+            f'{key} is "{path[:200]}", which cannot be imported ({error}): expected "package.module:Class" of'
+            " a package that is installed here, or lies on PYTHONPATH"
         ) from error
     try:
         return make(**options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -102,7 +103,12 @@ def _placed(value: Any, place: Callable[[Path], Path]) -> Any:  # noqa: ANN401 -
     """Return the path, or the list of paths, that a value is; what is none is left to pydantic."""
     if isinstance(value, list):
         return [_placed(one, place) for one in value]
-    return str(place(Path(value).expanduser())) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    with suppress(RuntimeError, ValueError):  # of nobody here: it will be said to be missing
+        path = path.expanduser()
+    return str(place(path))
 
 
 def _faults(error: ValidationError) -> str:

@@ -21,14 +21,15 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from backbones.mllm.answering import merge, trained_names
 from selftrain._util.files import read_json
+from selftrain._util.printable import first_of
 from selftrain._util.types import Json
 from selftrain.agentps.dataset import QuestionSet
 from selftrain.agentps.decisions import Decisions, QuestionDecision
@@ -46,6 +47,8 @@ FORMAT = 3
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
 HEADS = "answer_heads/model.safetensors"
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 # ---- a trained model ------------------------------------------------------------------------------------
@@ -96,10 +99,7 @@ def load(folder: Path | str) -> AgentPSModel:
 
 def settings_of(about: Json, file: Path) -> ModelSettings:
     """Return what a description says the model was built from; ModelError: nothing that can be, in `file`."""
-    try:
-        return ModelSettings.model_validate(about["architecture"])
-    except (KeyError, ValidationError) as error:
-        raise ModelError(f"{file} describes no model ({error}): the folder is damaged") from error
+    return _checked(ModelSettings, about.get("architecture"), file)
 
 
 def decisions_to_json(questions: QuestionSet, decisions: Decisions) -> Json:
@@ -109,11 +109,15 @@ def decisions_to_json(questions: QuestionSet, decisions: Decisions) -> Json:
 
 
 def decisions_of(about: Json, questions: QuestionSet, file: Path) -> Decisions:
-    """Return what a description says of how its model decides; ModelError: nothing, in `file`."""
-    try:
-        return tuple(QuestionDecision.model_validate(about["decisions"][one.name]) for one in questions.all)
-    except (KeyError, ValidationError) as error:
-        raise ModelError(f"{file} says not how answers are decided ({error}): it is damaged") from error
+    """Return what a description says of how its model decides; ModelError: nothing that can be, in `file`."""
+    made = [_checked(QuestionDecision, about["decisions"].get(one.name), file) for one in questions.all]
+    for question, one in zip(questions.all, made, strict=True):
+        count = len(question.answers)
+        if not 0 <= one.looked_for < count or len(one.cut or question.answers) != count:
+            raise ModelError(
+                f"{file} decides on other answers to {question.name!r} than there are: it is damaged"
+            )
+    return tuple(made)
 
 
 def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> AgentPSModel:
@@ -122,7 +126,7 @@ def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> Age
     if {one.name: list(one.answers) for one in built.questions.all} != about["questions"]:
         raise ModelError(
             f"{folder / TASK} asks other questions than the model was trained on"
-            f" ({', '.join(about['questions'])}): restore the file, or train again"
+            f" {first_of(about['questions'])}: restore the file, or train again"
         )
     if built.base.fingerprint != about["base_fingerprint"]:
         raise ModelError(
@@ -138,15 +142,41 @@ def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> Age
     return AgentPSModel(folder, task, settings, built, about, decisions, digest.hexdigest())
 
 
-def read_about(folder: Path) -> Json:
-    """Read agentps.json of a finished model; ModelError: no such file, no JSON, or training has not ended."""
-    file = folder / ABOUT
+class _Description(BaseModel):
+    """What a finished model's description has to say beside its architecture."""
+
+    questions: dict[str, list[str]]
+    base_fingerprint: str
+    best_epoch: int
+    precision: str
+    decisions: dict[str, Any]
+
+
+def _checked(kind: type[Checked], value: object, file: Path) -> Checked:
+    """Return what a description holds; ModelError: it is not of this kind."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part)[:80] for part in fault["loc"])
+        raise ModelError(
+            f"{file} describes no model ({place or 'it'}: {fault['msg']}): the folder is damaged"
+        ) from error
+
+
+def read_about(folder: Path, name: str = ABOUT) -> Json:
+    """Read the description of a finished model, or of a merged one (`MERGED`).
+
+    ModelError: no such file, no JSON, none of a model, or training has not ended.
+    """
+    file = folder / name
     checksums.check(file)
     try:
         about = read_json(file)
     except FileNotFoundError as error:
+        what, how = ("model", "RUN --out") if name == ABOUT else ("merged model", "... --merge")
         raise ModelError(
-            f"{folder} holds no model: it has no {ABOUT}. `selftrain agentps train RUN --out DIR` makes one"
+            f"{folder} holds no {what}: it has no {name}. `selftrain agentps train {how} DIR` makes one"
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({error}): the folder is damaged") from error
@@ -154,6 +184,7 @@ def read_about(folder: Path) -> Json:
         raise ModelError(f"{file} has not the format {FORMAT}: it is of another version of selftrain")
     if not about.get("finished"):
         raise ModelError(f"the training of {folder} has not ended: start the same command again, it goes on")
+    _checked(_Description, about, file)
     return about
 
 
@@ -199,7 +230,7 @@ def save_weights(model: nn.Module, file: Path, *, write: bool = True) -> None:
 
 def load_weights(model: nn.Module, file: Path) -> None:
     """Put the weights of `save_weights` into a model of the same settings; ModelError: they do not fit."""
-    _fill(trained(model), _read(file)[0], file)
+    fill_weights(trained(model), read_tensors(file)[0], file)
 
 
 def save_training(
@@ -238,8 +269,13 @@ def load_training(
     """
     if not file.exists():
         return TrainingState()
-    tensors, metadata = _read(file)
-    progress = json.loads(metadata.get("progress", "{}"))
+    tensors, metadata = read_tensors(file)
+    try:
+        progress = dict(json.loads(metadata.get("progress", "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{file} does not say how far training is ({error}): remove it to begin again"
+        ) from error
     if progress.get("identity") != identity:
         raise ModelError(
             f"{file.parent} holds a training of other posts or settings: give another --out, or restore the"
@@ -253,7 +289,7 @@ def load_training(
         else:
             number, _, key = rest.partition("/")
             moments[int(number)][key] = tensor
-    _fill(trained(model), weights, file)
+    fill_weights(trained(model), weights, file)
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     laid = {
         place: {key: laid_like(one, parameters[place]) for key, one in found.items()}
@@ -263,7 +299,8 @@ def load_training(
     return TrainingState(progress["step"], tuple(EpochResult(*one) for one in progress["results"]))
 
 
-def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], file: Path) -> None:
+def fill_weights(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Put the tensors of a file into parameters; ModelError: they do not fit."""
     found = {name: tuple(one.shape) for name, one in tensors.items()}
     wanted = {name: tuple(one.shape) for name, one in parameters.items()}
     if found != wanted:
@@ -289,7 +326,8 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         checksums.note(file.parent, {file.name: checksums.digest_of(part)})
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and header of a file; ModelError: it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     checksums.check(file)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
@@ -31,7 +31,9 @@ class QuestionDecision(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    slope: float = 1.0  # calibrated log-probabilities are the model's times this: 1 / temperature
+    slope: float = Field(
+        1.0, gt=0, allow_inf_nan=False
+    )  # calibrated log-probabilities are the model's times this: 1 / temperature
     looked_for: int = 0  # the index of the answer that a threshold is about
     goal: str = str(Goal())  # what was asked for, as `Goal` writes it
     # from which probability on the answer looked for is given; None: whatever is likeliest

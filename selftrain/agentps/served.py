@@ -22,15 +22,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
+from agents.client.endpoints import MOST_BYTES
+from agents.client.messages import BrokenAnswerError, read_body, read_cards
 from agents.vllm.check import fetch
 from backbones.mllm.answering import ASKING, AnswerHeads
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import Prompt, Reader, answer_positions
 from backbones.prefetch import prefetch
-from selftrain._util.files import read_json
-from selftrain.agentps.checkpoint import HEADS, MERGED, decisions_of, settings_of
+from selftrain._util.printable import first_of
+from selftrain.agentps.checkpoint import (
+    HEADS,
+    MERGED,
+    decisions_of,
+    fill_weights,
+    read_about,
+    read_tensors,
+    settings_of,
+)
 from selftrain.agentps.dataset import Example, QuestionSet, example, question_set
 from selftrain.agentps.decisions import decided
 from selftrain.agentps.evaluate import ScoredPost
@@ -46,8 +57,17 @@ FLAGS = (
     "--pooler-config", '{"task": "token_embed", "use_activation": false}',
 )  # fmt: skip
 """What vLLM is to be started with; `use_activation` would scale the states to unit length."""
-_MOST_BYTES = 1 << 30  # of an answer: a batch of prompts with a state of some thousand numbers a token
+_EXPECTED = f"Expected a vLLM server started with {' '.join(FLAGS)}"
 _PAUSES = (0.5, 2.0)  # seconds before a request is repeated that a busy or restarted server did not answer
+
+
+class _State(Struct):
+    index: int  # of the prompt
+    data: str  # float32, in base64
+
+
+class _States(Struct):
+    data: list[_State]
 
 
 class ServedModel:
@@ -67,7 +87,7 @@ class ServedModel:
     def __init__(
         self, folder: Path, endpoint: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0
     ) -> None:
-        about = _about(folder)
+        about = read_about(folder, MERGED)
         made = settings_of(about, folder / MERGED)
         if made.frames is not None:
             raise ModelError(
@@ -93,7 +113,7 @@ class ServedModel:
         self.fingerprint = digest.hexdigest()
         self._made, self._batch, self._requests = made, batch, requests
         self._endpoint, self._timeout = endpoint.rstrip("/"), timeout
-        self._name = self._served_name(endpoint)
+        self._name = self._served_name()
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; raises as `score`."""
@@ -132,37 +152,44 @@ class ServedModel:
 
     def _states(self, prompts: list[list[int]]) -> list[Tensor]:
         body = {"model": self._name, "input": prompts, "task": "token_embed", "encoding_format": "base64"}
-        answer = self._json("/pooling", body)
-        rows = sorted(answer.get("data", []), key=lambda row: row["index"])
-        found = [np.frombuffer(base64.b64decode(row["data"]), dtype="<f4") for row in rows]
         sizes = [len(ids) * self._width for ids in prompts]
+        # four bytes a number, in base64, and as much room again
+        came = ask(f"{self._endpoint}/pooling", body, self._timeout, MOST_BYTES + 12 * sum(sizes))
+        try:
+            rows = sorted(read_body(came, _States).data, key=lambda row: row.index)
+            found = [np.frombuffer(base64.b64decode(row.data), dtype="<f4") for row in rows]
+        except ValueError as error:
+            raise ServingError(f"{self._endpoint} answered with no states ({error}). {_EXPECTED}") from error
         lengths = [len(one) for one in found]
-        if lengths != sizes:
+        if lengths != sizes or not all(np.isfinite(one).all() for one in found):
             raise ServingError(
-                f"the server gave {lengths[:3]} numbers, expected {sizes[:3]}: a state of {self._width} a"
-                f" token. Start it with {' '.join(FLAGS)}"
+                f"the server gave {lengths[:3]} numbers, expected {sizes[:3]}, finite ones: a state of"
+                f" {self._width} a token. Start it with {' '.join(FLAGS)}"
             )
         return [torch.from_numpy(one.copy()).view(-1, self._width) for one in found]
 
-    def _served_name(self, endpoint: str) -> str:
-        models = [str(one["id"]) for one in self._json("/v1/models").get("data", [])]
+    def _served_name(self) -> str:
+        came = ask(f"{self._endpoint}/v1/models", None, self._timeout)
+        try:
+            models = [one.id for one in read_cards(came)]
+        except BrokenAnswerError as error:
+            raise ServingError(f"{self._endpoint} lists no models ({error}). {_EXPECTED}") from error
         if len(models) != 1:
-            raise ServingError(f"{endpoint} serves {models}; expected one model, the merged checkpoint")
+            raise ServingError(
+                f"{self._endpoint} serves {first_of(models)}; expected one model, the merged checkpoint"
+            )
         return models[0]
 
-    def _json(self, path: str, body: Any = None) -> dict[str, Any]:  # noqa: ANN401
-        return ask_json(self._endpoint + path, body, self._timeout)
 
-
-def ask_json(url: str, body: Any = None, seconds: float = 120.0) -> dict[str, Any]:  # noqa: ANN401
-    """Return the JSON object that a server answers; what may pass is asked again, see `_PAUSES`.
+def ask(url: str, body: object, seconds: float, most_bytes: int = MOST_BYTES) -> bytes:
+    """Return what a server answers; what may pass is asked again, see `_PAUSES`.
 
     Raises:
-        ServingError: It does not answer, refuses, or answers something else.
+        ServingError: It does not answer, or refuses.
     """
     key = os.environ.get("SELFTRAIN_API_KEY", "")
     for pause in (*_PAUSES, None):
-        reply = fetch(url, key, body, seconds, _MOST_BYTES)
+        reply = fetch(url, key, body, seconds, most_bytes)
         passing = reply.status in (0, 408, 429) or reply.status >= 500
         if not passing or pause is None:
             break
@@ -170,31 +197,16 @@ def ask_json(url: str, body: Any = None, seconds: float = 120.0) -> dict[str, An
     if reply.status == 0:
         raise ServingError(f"{url} does not answer as a vLLM server would ({reply.words}): is it up?")
     if reply.status != 200:
-        raise ServingError(
-            f"{url} answered: {reply.words}. Expected a vLLM server started with {' '.join(FLAGS)}"
-        )
-    try:
-        return dict(json.loads(reply.body))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ServingError(f"{url} answered with no JSON object ({error}): is it a vLLM server?") from error
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        about = read_json(folder / MERGED)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder} holds no merged checkpoint ({error}): `selftrain agentps train ... --merge DIR` writes"
-            " one"
-        ) from error
-    return dict(about)
+        raise ServingError(f"{url} answered: {reply.words}. {_EXPECTED}")
+    return reply.body
 
 
 def _heads(folder: Path, made: ModelSettings, asked: QuestionSet) -> AnswerHeads:
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / HEADS)
-    width = int(tensors["0.0.weight"].shape[0])
-    heads = AnswerHeads(width, [len(one.answers) for one in asked.all], made.hidden, fed=made.fed)
-    heads.load_state_dict(tensors)
+    file = folder / HEADS
+    tensors, _ = read_tensors(file)
+    first = tensors.get("0.1.weight")
+    # as large as the tensors are, whatever a description says
+    hidden, width = (1, 1) if first is None or first.dim() != 2 else first.shape
+    heads = AnswerHeads(width, [len(one.answers) for one in asked.all], hidden, fed=made.fed)
+    fill_weights(dict(heads.named_parameters()), tensors, file)
     return heads.eval()

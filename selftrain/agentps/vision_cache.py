@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,9 @@ from selftrain.errors import RecipeError
 
 logger = logging.getLogger(__name__)
 _WORD = 4  # bytes of a store's number
+_NAME = re.compile(
+    r"\d{1,9}(x\d{1,9}){2}-(float32|float16|bfloat16)"
+)  # of a store: shape and type of its rows
 
 
 class VisionCache:
@@ -61,7 +65,7 @@ class VisionCache:
     def refresh(self) -> None:
         """Take in what other processes have written."""
         found = [one.parent.name for one in self._folder.glob("*/meta.json")]
-        for name in found:
+        for name in filter(_NAME.fullmatch, found):
             rows = self._store(name).index().items()
             self._known |= {key: (name, row) for key, row in rows}
 

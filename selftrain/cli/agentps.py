@@ -15,7 +15,7 @@ from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import argument, option, read_pairs, several
-from selftrain.cli.printing import check_target, console, plain, table, write_predictions
+from selftrain.cli.printing import check_target, console, echo, plain, table, write_predictions
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
@@ -94,7 +94,7 @@ def train(
     _print_metrics(out / checkpoint.METRICS)
     if merge is not None:
         checkpoint.merge_adapters(trained, merge)
-        print(f"whole checkpoint: {merge}")
+        echo(f"whole checkpoint: {merge}")
     _print_next(out)
 
 
@@ -130,7 +130,7 @@ def from_run(
     if tested:
         _measure(trained, tested, out / "test", made.training.evaluation_batch, _check_device("auto"))
     else:
-        print(f"{run} has no test posts: these are the metrics of the validation posts")
+        echo(f"{run} has no test posts: these are the metrics of the validation posts")
     _print_metrics((out / "test" if tested else out) / checkpoint.METRICS)
     _print_next(out / "test" if tested else out)
 
@@ -153,7 +153,7 @@ def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, 
     # answers alone, by post id: the pictures stay where the run has them
     bare = (replace(one, text=one.text or one.id, images=(), video=None, label=None) for one in answered)
     writing.write_manifest(bare, out)
-    print(f"{paid.calls:,} questions asked, {paid.stored:,} answered before: {out}")
+    echo(f"{paid.calls:,} questions asked, {paid.stored:,} answered before: {out}")
 
 
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")
@@ -272,7 +272,7 @@ def _measure(
 
 
 def _print_next(out: Path) -> None:
-    print(f"\nnext:\n  {out / 'report.html'}  curves and cases: open it in a browser")
+    echo(f"\nnext:\n  {out / 'report.html'}  curves and cases: open it in a browser")
 
 
 def _print_metrics(file: Path) -> None:

@@ -120,10 +120,10 @@ def tasks(
 def _list_tasks(names: Sequence[str]) -> None:
     for name in names:
         task = templates.load_template(name)
-        print(f"{name}: {' or '.join(task.names)}")
+        echo(f"{name}: {' or '.join(task.names)}")
         for question in task.questions:
             rule = "" if question.counting is None else f" (counted: {question.counting})"
-            print(f"  {question.name}: {' / '.join(question.answers)}{rule}")
+            echo(f"  {question.name}: {' / '.join(question.answers)}{rule}")
 
 
 def _counts(report: manifests.ManifestReport) -> dict[str, int]:

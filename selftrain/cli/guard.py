@@ -95,7 +95,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:  # whoever asks for warnings with -W or PYTHONWARNINGS gets them
-        warnings.filterwarnings("ignore", module=r"(torch|torchvision|timm|transformers|open_clip)\b")
+        warnings.filterwarnings("ignore", module=r"(torch|torchvision|timm|transformers|open_clip|PIL)\b")
     if logging.lastResort is not None:  # what warnings quote from files is data too
         logging.lastResort.setFormatter(_Printable())
     for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -43,10 +43,17 @@ def console() -> Console:
 
 def table(*columns: str, left: int = 1, **style: Any) -> Table:  # noqa: ANN401 -- as rich takes it
     """Return an empty table without a frame; its first columns are texts, the others numbers."""
-    made = Table(**{"show_edge": False, "pad_edge": False} | style)
+    made = _PlainTable(**{"show_edge": False, "pad_edge": False} | style)
     for place, column in enumerate(columns):
         made.add_column(column, justify="left" if place < left else "right")
     return made
+
+
+class _PlainTable(Table):
+    """A table whose cells steer no terminal."""
+
+    def add_row(self, *cells: RenderableType | None, **style: Any) -> None:  # noqa: ANN401 -- as rich's
+        super().add_row(*(Text(printable_lines(c)) if isinstance(c, str) else c for c in cells), **style)
 
 
 def plain(text: object, style: str = "") -> Text:
@@ -119,7 +126,7 @@ def write_predictions(target: str, work: ModelAtWork, manifest: Path, *, done: s
         if not opened.finished:
             stream(target=opened, remedy=opened.remedy, listed=f"they are listed in {opened.quarantine}; ")
         opened.publish(out)
-    print(f"{opened.tally.kept:,} posts {done} in {out}")
+    echo(f"{opened.tally.kept:,} posts {done} in {out}")
     if opened.tally.failed:
         beside = row_stream.quarantine_of(out)
         with beside.open(encoding="utf-8") as lines:
@@ -202,7 +209,7 @@ def list_left_out(first: Iterable[Mapping[str, Any]], count: int, beside: Path |
     """Print on standard error what was left out: the first records of `count`, and the file that has all."""
     if count:
         where = "" if beside is None else f", listed in {beside}"
-        print(f"{count:,} posts left out{where}:", file=sys.stderr)
+        print(printable(f"{count:,} posts left out{where}:"), file=sys.stderr)
         for record in islice(first, _LISTED):
             print(printable(f"  {quarantined.LeftOutRow.from_json(dict(record))}"), file=sys.stderr)
         if count > _LISTED:

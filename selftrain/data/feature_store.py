@@ -16,7 +16,6 @@ blobs of SQLite or a column of Parquet they would be copied and parsed each time
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -32,7 +31,7 @@ from backbones.base import FeatureLayout
 from selftrain._util.files import read_json
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import CacheError
-from selftrain.store.atomic import FULL, sync_folder
+from selftrain.store.atomic import FULL, write_bytes, write_json
 
 FORMAT = 2
 _ENTRY = np.dtype([("key", "V32"), ("checksum", "<u4")])
@@ -174,6 +173,9 @@ class FeatureStore:
             with FileLock(self.folder / "writer.lock"):
                 if not meta.exists():
                     self._create(meta)
+        for path in (self._rows, self._keys):
+            if path.is_symlink() or not path.is_file():  # somebody else's would be written into
+                raise CacheError(f"{path} is no regular file: the cache is damaged. Delete {self.folder}")
         try:
             found = read_json(meta)
         except ValueError as error:
@@ -186,14 +188,8 @@ class FeatureStore:
 
     def _create(self, meta: Path) -> None:
         for path in (self._rows, self._keys):
-            path.write_bytes(b"")  # rows without a meta.json could be anyone's
-        draft = meta.with_suffix(".tmp")
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(self._meta, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(meta)
-        sync_folder(self.folder)
+            write_bytes(path, b"")  # rows without a meta.json could be anyone's
+        write_json(meta, self._meta)
 
 
 def _checksum(key: bytes, row: Float32Array) -> int:

@@ -78,7 +78,7 @@ class Question:
         if self.counting is None:
             return
         share = isinstance(self.counting, int | float) and not isinstance(self.counting, bool)
-        if self.counting not in ("any", "most") and not (share and 0.0 < float(self.counting) <= 1.0):
+        if self.counting not in ("any", "most") and not (share and 0.0 < self.counting <= 1.0):
             raise TaskError(
                 f'{where} has the counting rule {self.counting!r}; expected "any", "most" or a share in '
                 "(0, 1]: correct it or leave it out"

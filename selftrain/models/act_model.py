@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from backbones import load_backbone
@@ -40,7 +41,7 @@ class BackboneChoice(NamedTuple):
     """How `backbones.load_backbone` makes a backbone again, and the fingerprint that it must have."""
 
     name: str
-    options: Mapping[str, Any]
+    options: Mapping[str, str | int | float | bool | None]
     fingerprint: str
 
 
@@ -163,13 +164,14 @@ class ACTModel:
         """
         classifier, header = load_head(folder / MODEL_FILE, [CLASSES_FORMAT])
         try:
-            positive, choice = str(header["positive"]), BackboneChoice(**header["backbone"])
-        except (KeyError, TypeError) as error:
+            positive, made = str(header["positive"]), dict(header["backbone"])
+            choice = msgspec.convert([made[name] for name in BackboneChoice._fields], BackboneChoice)
+            if backbone is None and choice.name:
+                backbone = load_backbone(choice.name, **{**choice.options, "device": device})
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
             raise RunStateError(
                 f"{folder / MODEL_FILE} does not say how it reads posts ({error}): it is damaged"
             ) from error
-        if backbone is None and choice.name:
-            backbone = load_backbone(choice.name, **{**choice.options, "device": device})
         if backbone is not None and choice.fingerprint:
             predictor.check_backbone(backbone, choice.fingerprint, folder)
         return cls(classifier, positive, backbone, folder, workers=workers)

@@ -6,8 +6,10 @@ two classes, or all K.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +34,11 @@ class Calibration(NamedTuple):
         calibrated = np.asarray(self.slope * logits, dtype=np.float32)
         calibrated[:, -1] += self.offset
         return calibrated
+
+
+def read_calibration(header: Mapping[str, Any]) -> Calibration:
+    """Return what the header of a model's file holds; KeyError, TypeError, ValueError: it holds none."""
+    return msgspec.convert([dict(header["calibration"])[name] for name in Calibration._fields], Calibration)
 
 
 def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:

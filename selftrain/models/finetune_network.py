@@ -18,7 +18,7 @@ from backbones.base import Backbone, Encodable, Encoded
 from backbones.torchvision_compat import ensure_torchvision
 from selftrain._util.types import Float32Array, Json
 from selftrain.errors import RunStateError, TrainingError
-from selftrain.models.calibration import Calibration
+from selftrain.models.calibration import Calibration, read_calibration
 from selftrain.models.head import Head, Scaling, logits_of
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult
@@ -187,9 +187,9 @@ def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:
             weights,
             NetworkShape(**header.pop("architecture")),
             header.pop("pretrained"),
-            Calibration(**header.pop("calibration")),
+            read_calibration(header),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RunStateError(
             f"the header of {file} is incomplete ({error}): the run folder is damaged"
         ) from error

@@ -22,7 +22,7 @@ from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.models.calibration import Calibration, fit_calibration, probabilities
+from selftrain.models.calibration import Calibration, fit_calibration, probabilities, read_calibration
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult, Pace, StepLoss, best_epoch, train_epochs
@@ -177,12 +177,24 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
         settings = HeadSettings(**header.pop("settings"))
         classes = tuple(header.pop("classes", ()))
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
+        width = len(tensors["layers.0.weight"]) if settings.kind == "mlp" else settings.hidden
+        _check(scaling, settings, width)  # before so much is allocated
         head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
         head.load_state_dict(tensors)
-        calibration = Calibration(**header.pop("calibration"))
+        calibration = read_calibration(header)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunStateError(f"{file} is incomplete ({error}): its folder is damaged") from error
     return HeadClassifier(head.eval(), calibration, settings, classes=classes), header
+
+
+def _check(scaling: Scaling, settings: HeadSettings, width: int) -> None:
+    columns, mean, scale = scaling
+    if width != settings.hidden:
+        raise ValueError("its header says another width than its weights have")
+    if columns.dtype != np.int64 or columns.ndim != 1 or (columns < 0).any():
+        raise ValueError("its columns are no numbers of columns")
+    if not columns.shape == mean.shape == scale.shape:
+        raise ValueError("its columns, means and scales are of different lengths")
 
 
 def train_head(

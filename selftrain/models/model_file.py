@@ -53,7 +53,7 @@ def _read(file: Path, *, tensors: bool) -> tuple[dict[str, Tensor], Json]:
             if not isinstance(header, dict):
                 raise ValueError(f"its header holds a {type(header).__name__}")  # noqa: TRY004, TRY301
             return {name: opened.get_tensor(name) for name in (opened.keys() if tensors else ())}, header
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise RunStateError(
             f"{file} cannot be read as a model ({error}): the run folder is damaged"
         ) from error

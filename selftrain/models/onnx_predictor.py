@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 from PIL import Image
 from tokenizers import Tokenizer
 
 from backbones.errors import ImageError
 from backbones.images import open_image
 from selftrain._util.numeric import decide
+from selftrain._util.printable import shorten
 from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 from selftrain.errors import ServingError
@@ -27,6 +30,24 @@ from selftrain.models.predictor import Prediction, from_probs, in_chunks
 
 METADATA_KEY = "selftrain"
 FORMAT = "selftrain-onnx-1"
+
+
+class _Reading(Struct):
+    resize: Annotated[int, Meta(ge=1, le=4096)]
+    crop: Annotated[int, Meta(ge=1, le=4096)]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tokenizer: str
+
+
+class _Exported(Struct):
+    name: str
+    classes: Annotated[tuple[str, ...], Meta(min_length=2)]
+    positive: str
+    cut: list[float] | None
+    fingerprint: str
+    reading: _Reading
 
 
 class OnnxPredictor:
@@ -40,17 +61,19 @@ class OnnxPredictor:
     threshold = None
 
     def __init__(self, file: Path, *, threads: int = 0) -> None:
+        self._file = file
         self._session, metadata = _open(file, threads)
         if "reading" not in metadata:
             raise ServingError(f"{file} is a head alone and takes no posts: export without --head-only")
-        self.name: str = metadata["name"]
-        self.classes: tuple[str, ...] = tuple(metadata["classes"])
-        self.positive: str = metadata["positive"]
-        self._cut: list[float] | None = metadata["cut"]
-        self.fingerprint: str = metadata["fingerprint"]
-        self._reading: dict[str, Any] = metadata["reading"]
-        self.picture_side: int = self._reading["crop"]
-        self._tokenizer = Tokenizer.from_str(self._reading["tokenizer"])
+        try:
+            about = msgspec.convert(metadata, _Exported)
+            self._tokenizer = Tokenizer.from_str(about.reading.tokenizer)
+            about.classes.index(about.positive)
+        except Exception as error:  # the tokenizer's is a plain one
+            raise ServingError(f"{file} says not how it reads posts ({error}): export it again") from error
+        self.name, self.classes, self.positive = about.name, about.classes, about.positive
+        self._cut, self.fingerprint, self._reading = about.cut, about.fingerprint, about.reading
+        self.picture_side = self._reading.crop
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `selftrain.models.predictor.Predictor.predict`."""
@@ -71,7 +94,10 @@ class OnnxPredictor:
         probs = np.full((len(posts), len(self.classes)), np.nan, np.float32)
         if readable:
             inputs = self._inputs([posts[index].text for index in readable], list(readable.values()))
-            probs[list(readable)] = self._session.run(["probabilities"], inputs)[0]
+            try:
+                probs[list(readable)] = self._session.run(["probabilities"], inputs)[0]
+            except Exception as error:  # as in `_open`; or numpy's, of another shape
+                raise ServingError(f"{self._file} does not compute what it says ({error})") from error
         with np.errstate(divide="ignore"):  # log 0 is what it should be
             chosen = decide(np.log(probs), self._cut)
         return from_probs(posts, self.classes, probs, chosen, reasons)
@@ -91,7 +117,7 @@ class OnnxPredictor:
             mask[row, : len(tokens)] = 1
         flat = [pixels for picture in pictures for pixels in picture]
         owners = [row for row, picture in enumerate(pictures) for _ in picture]
-        side = self._reading["crop"]
+        side = self._reading.crop
         return {
             "ids": ids,
             "mask": mask,
@@ -103,18 +129,18 @@ class OnnxPredictor:
 
     def _pixels(self, path: Path) -> Float32Array:
         """Read an image file to pixels [3, crop, crop]: short side resized, centre cropped, normalised."""
-        short, side = self._reading["resize"], self._reading["crop"]
+        short, side = self._reading.resize, self._reading.crop
         image = open_image(path, target_size=self.picture_side)
         width, height = image.size
         if width <= height:
             size = (short, int(short * height / width))
         else:
             size = (int(short * width / height), short)
-        image = image.resize(size, Image.Resampling[self._reading["interpolation"].upper()])
+        image = image.resize(size, Image.Resampling[self._reading.interpolation.upper()])
         left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
         image = image.crop((left, top, left + side, top + side))
         values = np.asarray(image, np.float32) / 255
-        mean, std = (np.array(self._reading[name], np.float32) for name in ("mean", "std"))
+        mean, std = (np.array(one, np.float32) for one in (self._reading.mean, self._reading.std))
         return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
 
 
@@ -132,9 +158,9 @@ def _open(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
     except Exception as error:  # the runtime has a dozen types, none of them documented
         raise ServingError(f"{file} cannot be read as an ONNX file: {error}") from error
-    if metadata.get("format") != FORMAT:
+    found = metadata.get("format") if isinstance(metadata, dict) else metadata
+    if found != FORMAT:
         raise ServingError(
-            f"{file} has the format {metadata.get('format')!r}, expected {FORMAT!r}: write it with"
-            " `selftrain export`"
+            f"{file} has the format {shorten(found)}, expected {FORMAT!r}: write it with `selftrain export`"
         )
     return session, metadata

@@ -492,7 +492,7 @@ class Transaction:
 
 
 _OPEN = (
-    "SELECT p.post_id FROM posts p {join} WHERE p.open > 0"
+    "SELECT p.post_id FROM posts p {join} WHERE p.open > 0 AND p.place IS NOT NULL"
     " AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.reviewer = :who)"
 )
 _FRESH = _OPEN.format(join="") + (

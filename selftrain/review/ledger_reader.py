@@ -14,8 +14,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from agents.ask.cache import switch_to_write_ahead
+import msgspec
+
+from agents.ask.cache import is_made_by, switch_to_write_ahead
 from agents.trust import cohen_kappa
+from selftrain._util.printable import shorten
 from selftrain._util.types import Json
 from selftrain.errors import LedgerError, SelftrainError
 
@@ -184,13 +187,16 @@ def is_begun(path: Path) -> bool:
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that another version wrote."""
+    """Refuse a file that another version or program wrote."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != SCHEMA_VERSION:
         raise LedgerError(
             f"{path} has schema version {version}; this program reads version {SCHEMA_VERSION}: use the"
             " program that wrote it, or name another file"
         )
+    made = CREATE.strip().removesuffix(";").split(";\n")
+    if not is_made_by(connection, made) and not is_made_by(connection, [*made, CREATE_MAKERS]):
+        raise LedgerError(f"{path} holds other tables than this program makes: name another file")
 
 
 def read_settings(connection: sqlite3.Connection) -> Json:
@@ -201,7 +207,8 @@ def read_settings(connection: sqlite3.Connection) -> Json:
 def allowances(connection: sqlite3.Connection) -> dict[str, int]:
     """Return purpose -> posts that were allowed for it beyond the budget of creation."""
     found = read_settings(connection)
-    return {name.removeprefix(ALLOWED): n for name, n in found.items() if name.startswith(ALLOWED)}
+    allowed = {name.removeprefix(ALLOWED): n for name, n in found.items() if name.startswith(ALLOWED)}
+    return msgspec.convert(allowed, dict[str, int])
 
 
 @contextmanager
@@ -211,7 +218,7 @@ def explained(path: Path, what: str) -> Iterator[None]:
         yield
     except SelftrainError:
         raise
-    except (sqlite3.Error, OSError, ValueError) as error:
+    except (sqlite3.Error, OSError, ValueError, RecursionError) as error:
         raise LedgerError(
             f"the reviews in {path} cannot be {what} ({error}); expected a SQLite file of this program on a"
             " disk with room: make room, or name another file"
@@ -236,8 +243,8 @@ class LedgerSettings(NamedTuple):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LedgerSettings:
-        """Return the settings of a record that may hold more."""
-        return cls(**{name: record[name] for name in cls._fields} | {"classes": tuple(record["classes"])})
+        """Return the settings of a record that may hold more; ValueError: it holds others."""
+        return msgspec.convert([record.get(name) for name in cls._fields], cls)
 
 
 class LedgerReader:
@@ -258,9 +265,11 @@ class LedgerReader:
             self._connection = connect(self.path)
             check_version(self._connection, self.path)
             record = read_settings(self._connection)
-        if record.get("format") != FORMAT:
-            raise LedgerError(f"{self.path} has format {record.get('format')!r}; expected {FORMAT!r}")
-        settings = LedgerSettings.from_json(record)
+            if record.get("format") != FORMAT:
+                raise LedgerError(
+                    f"{self.path} has format {shorten(record.get('format'))}; expected {FORMAT!r}"
+                )
+            settings = LedgerSettings.from_json(record)
         self.classes, self.base_budget, self.double_annotation_rate, self.lease_seconds, self.seed = settings
 
     @property
@@ -286,7 +295,8 @@ class LedgerReader:
         """Return all posts of a batch, to be reviewed or not, as they were added."""
         columns = "post_id, machine_label, error, inclusion, part"
         rows = self._rows(f"SELECT {columns} FROM posts WHERE batch = ? ORDER BY rowid", batch)
-        return [ReviewItem(*row) for row in rows]
+        with explained(self.path, "read"):
+            return msgspec.convert(rows, list[ReviewItem])
 
     def drawn(self, batch: str) -> list[str]:
         """Return ids of the posts of a batch that are to be reviewed, in the order of review."""
@@ -297,7 +307,8 @@ class LedgerReader:
         """Return the id of every post to review -> its batch and the post, in the order of review."""
         columns = "batch, post_id, machine_label, error, inclusion, part"
         rows = self._rows(f"SELECT {columns} FROM posts WHERE place IS NOT NULL ORDER BY place")
-        return {row[1]: (row[0], ReviewItem(*row[1:])) for row in rows}
+        with explained(self.path, "read"):
+            return {row[1]: (row[0], msgspec.convert(row[1:], ReviewItem)) for row in rows}
 
     def waiting(self) -> list[str]:
         """Return ids of the posts that lack a review, the second of doubled ones included, in order."""

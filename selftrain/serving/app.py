@@ -288,10 +288,11 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
         assert isinstance(error, HTTPException)
         service.measures.requests.labels("other", error.status_code).inc()
         expected = "POST /score, GET /health, /ready, /metrics, /model, /openapi.json"
-        message = f"{request.method} {request.url.path[:100]}: {error.detail}; expected {expected}"
-        return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+        # not `request.url`, which is made of the Host header, whatever that is
+        message = f"{request.method} {request.scope['path'][:100]}: {error.detail}; expected {expected}"
+        return error_answer(error.status_code, message, error.headers)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             service.route("/score", service.score, "POST"),
             service.route("/health", health, open_to_all=True),
@@ -303,3 +304,5 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
         exception_handlers={HTTPException: unknown},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # to a place under the name in the Host header, whatever that is
+    return app

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selftrain._util.files import read_json
+import msgspec
+
+from selftrain._util.files import check_regular
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
 
@@ -116,18 +118,15 @@ def write_jsonl(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _read(root: Path) -> dict[str, list[str]]:
     file = root / FILE
     try:
-        found = read_json(file)
-        if all(isinstance(one, list) for one in found.values()):
-            return dict(found)
-        reason = "no lists of digests"
+        check_regular(file)
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error)
-    raise RunStateError(
-        f"{file} is damaged ({reason}): take it from a copy, or remove it; without it, damage to the other"
-        " files is not seen"
-    )
+    except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise RunStateError(
+            f"{file} is damaged ({error}): take it from a copy, or remove it; without it, damage to the other"
+            " files is not seen"
+        ) from error
 
 
 def _remedy(root: Path, name: str) -> str:

@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
-from selftrain._util.files import read_json
+from selftrain._util.files import check_regular, read_json
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
@@ -186,7 +186,8 @@ class RunFolder:
                 self._differing_posts(posts or {}),
             )  # fmt: skip
         for leftover in self.path.rglob(atomic.TEMPORARY):  # what a killed process left half written
-            leftover.unlink(missing_ok=True)
+            if not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
         if not self.recipe_path.exists():
             if posts is not None:
                 checksums.write_json(self.path / POSTS, dict(posts))
@@ -249,6 +250,7 @@ class RunFolder:
         """Return the resolved recipe."""
         checksums.check(self.recipe_path)
         try:
+            check_regular(self.recipe_path)
             return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunStateError(
@@ -408,6 +410,7 @@ def read_jsonl(file: Path) -> Iterator[Json]:
     """Yield the objects of a JSON lines file."""
     checksums.check(file)
     try:
+        check_regular(file)
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:

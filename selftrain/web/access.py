@@ -115,7 +115,7 @@ async def answered(
         status = next(status for kind, status in statuses.items() if isinstance(error, kind))
         return error_answer(status, error, {"Retry-After": "1"} if status in (429, 503) else {})
     except Exception as error:
-        _log.exception("a fault of the server's own in %s", request.url.path)
+        _log.exception("a fault of the server's own in %s", request.scope["path"])
         return error_answer(500, f"a fault of the server's own ({type(error).__name__}): see its log")
 
 

@@ -148,7 +148,10 @@ class GuardedProtocol(H11Protocol):
 
 
 class _CountingConnection(h11.Connection):
-    """h11 that gives up over a body in crumbs: each costs as much to read as a large part."""
+    """h11 that gives up over a body in crumbs: each costs as much to read as a large part.
+
+    And over one of two lengths, by which a proxy in front may end it elsewhere and pass a request on unseen.
+    """
 
     _crumbs = 0
 
@@ -156,6 +159,8 @@ class _CountingConnection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._crumbs = 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise h11.RemoteProtocolError("a body of two lengths: Content-Length and Transfer-Encoding")
         elif isinstance(event, h11.Data) and len(event.data) < CRUMB:
             self._crumbs += 1
             if self._crumbs > CRUMBS:

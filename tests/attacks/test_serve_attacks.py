@@ -336,6 +336,36 @@ def test_what_is_no_request_is_refused_quietly(server, sent):
 
 
 @WIRE
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        ("Content-Length: 4", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked", "Content-Length: 5"),
+    ],
+)
+def test_a_body_of_two_lengths_hides_no_second_request(server, lengths):
+    hidden = head("GET /model HTTP/1.1", "Host: localhost")
+    with server.connect() as client:
+        client.sendall(head(*POST, *lengths) + b"0\r\n\r\n" + hidden)
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    server.serves()
+
+
+@WIRE
+@pytest.mark.parametrize("host", ["[", "evil.example", "[::1]evil"])
+@pytest.mark.parametrize("path", ["/nope", "/score/", "/health/"])
+def test_no_answer_is_made_of_the_host_header(server, path, host):
+    with server.connect() as client:
+        client.sendall(head(f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close"))
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert b"evil" not in answer
+    assert b"location" not in answer.lower()
+
+
+@WIRE
 def test_connections_that_are_torn_off_leave_no_trace(server):
     logged = sum(map(len, server.log))
     with server.others_served():

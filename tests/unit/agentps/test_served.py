@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from chat_stub import ChatStub, refuses, resets, run, says
@@ -19,7 +20,8 @@ def asked(*script, monkeypatch, usual=None):
     async def scenario():
         stub = await ChatStub(*script, usual=usual or says({"data": [7]})).start()
         try:
-            found.append(await asyncio.to_thread(served.ask_json, f"{stub.url}/pooling", {"input": []}, 30.0))
+            answer = await asyncio.to_thread(served.ask, f"{stub.url}/pooling", {"input": []}, 30.0)
+            found.append(json.loads(answer))
         except ServingError as error:
             found.append(str(error))
         found.append(len(stub.received))
@@ -53,8 +55,6 @@ def test_what_does_not_pass_ends_after_three(failure, told, monkeypatch):
             "task token_embed is not supported. Expected a vLLM",
         ),
         (refuses(401), "HTTP 401"),
-        (says(b"<html>"), "no JSON object"),
-        (says([1, 2]), "no JSON object"),
     ],
 )
 def test_what_another_question_would_meet_again_is_told_at_once(answer, told, monkeypatch):

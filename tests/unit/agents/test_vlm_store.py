@@ -199,7 +199,8 @@ def test_one_bad_row_takes_no_other_answer_along(tmp_path):
 
     async def scenario():
         keeper = Keeper(store)
-        rows = [kept_row(name, paid(text), NOTE) for name, text in (("a", "x"), ("b", "\ud83d"), ("c", "y"))]
+        bad = paid("z")._replace(usage=Usage(1 << 70))
+        rows = [kept_row(name, one, NOTE) for name, one in (("a", paid("x")), ("b", bad), ("c", paid("y")))]
         ends = await asyncio.gather(*map(keeper.keep, rows), return_exceptions=True)
         assert [type(one) for one in ends] == [type(None), StoreError, type(None)]
 
