@@ -77,8 +77,10 @@ class Question:
             )
         if self.counting is None:
             return
-        share = isinstance(self.counting, int | float) and not isinstance(self.counting, bool)
-        if self.counting not in ("any", "most") and not (share and 0.0 < self.counting <= 1.0):
+        number = isinstance(self.counting, int | float) and not isinstance(self.counting, bool)
+        # as it is: a whole number of any length is no float
+        share = number and not isinstance(self.counting, str) and 0.0 < self.counting <= 1.0
+        if self.counting not in ("any", "most") and not share:
             raise TaskError(
                 f'{where} has the counting rule {self.counting!r}; expected "any", "most" or a share in '
                 "(0, 1]: correct it or leave it out"

@@ -6,7 +6,7 @@ two classes, or all K.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -36,9 +36,10 @@ class Calibration(NamedTuple):
         return calibrated
 
 
-def read_calibration(header: Mapping[str, Any]) -> Calibration:
-    """Return what the header of a model's file holds; KeyError, TypeError, ValueError: it holds none."""
-    return msgspec.convert([dict(header["calibration"])[name] for name in Calibration._fields], Calibration)
+def read_calibration(header: MutableMapping[str, Any]) -> Calibration:
+    """Take it out of the header of a model's file; KeyError, TypeError, ValueError: it holds none."""
+    found = dict(header.pop("calibration"))
+    return msgspec.convert([found[name] for name in Calibration._fields], Calibration)
 
 
 def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
