@@ -186,7 +186,7 @@ class RunFolder:
                 self._differing_posts(posts or {}),
             )  # fmt: skip
         for leftover in self.path.rglob(atomic.TEMPORARY):  # what a killed process left half written
-            if not leftover.is_dir():
+            if leftover.is_symlink() or not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
         if not self.recipe_path.exists():
             if posts is not None:

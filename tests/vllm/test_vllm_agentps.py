@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runs.bench.agentps_served import pooling_server
-from selftrain.agentps.checkpoint import AgentPSModel, merge_adapters
+from selftrain.agentps.checkpoint import FORMAT, AgentPSModel, merge_adapters
 from selftrain.agentps.dataset import Example
 from selftrain.agentps.decisions import QuestionDecision, decided
 from selftrain.agentps.evaluate import score
@@ -38,7 +38,11 @@ def merged(tmp_path):
                 one.add_(torch.randn(one.shape, generator=generator) * 0.02)
     decisions = tuple(QuestionDecision(slope=0.5, threshold=0.4) for _ in built.questions.all)
     expected = [decided(decisions, one) for one in score(built.model, built.collator, POSTS)]
-    about = {"architecture": made.model_dump(mode="json")}
+    about = {
+        "format": FORMAT, "finished": True, "architecture": made.model_dump(mode="json"),
+        "questions": {one.name: list(one.answers) for one in built.questions.all},
+        "base_fingerprint": "", "best_epoch": 1, "precision": "float32", "decisions": {},
+    }  # fmt: skip
     merge_adapters(AgentPSModel(tmp_path, TASK, made, built, about, decisions, ""), tmp_path / "merged")
     return tmp_path / "merged", expected
 
