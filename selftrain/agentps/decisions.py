@@ -31,9 +31,8 @@ class QuestionDecision(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    slope: float = Field(
-        1.0, gt=0, allow_inf_nan=False
-    )  # calibrated log-probabilities are the model's times this: 1 / temperature
+    # calibrated log-probabilities are the model's times this: 1 / temperature
+    slope: float = Field(1.0, gt=0, allow_inf_nan=False)
     looked_for: int = 0  # the index of the answer that a threshold is about
     goal: str = str(Goal())  # what was asked for, as `Goal` writes it
     # from which probability on the answer looked for is given; None: whatever is likeliest

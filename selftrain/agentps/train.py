@@ -369,10 +369,6 @@ def train(
         compile_blocks(built.base.module)
     order = Order(built.collator.lengths(posts), settings.batch_size, seed)
     steps = order.steps_per_epoch * settings.epochs
-    pace = train_loop.Pace(
-        epochs=settings.epochs, steps_per_epoch=order.steps_per_epoch, metric=settings.metric,
-        evaluate_steps=settings.validate_every, patience=settings.patience, save_every=settings.save_every,
-    )  # fmt: skip
     if signed and not settings.non_negative:
         logger.warning("training.non_negative is off: the loss of reviewed posts has no lower bound")
     stepper = _Stepper(
@@ -394,10 +390,17 @@ def train(
         results = train_loop.train_epochs(
             stepper, optimizer,
             train_loop.warm_up_schedule(optimizer, steps, warm_up=settings.warmup, step=state.step),
-            pace, log=log, state=state, save=save,
+            _pace(settings, order.steps_per_epoch), log=log, state=state, save=save,
         )  # fmt: skip
     accelerator.wait_for_everyone()
     return results
+
+
+def _pace(settings: TrainingSettings, steps_per_epoch: int) -> train_loop.Pace:
+    return train_loop.Pace(
+        epochs=settings.epochs, steps_per_epoch=steps_per_epoch, metric=settings.metric,
+        evaluate_steps=settings.validate_every, patience=settings.patience, save_every=settings.save_every,
+    )  # fmt: skip
 
 
 # ---- from a recipe to a model ---------------------------------------------------------------------------

@@ -30,9 +30,7 @@ from selftrain.errors import RecipeError
 
 logger = logging.getLogger(__name__)
 _WORD = 4  # bytes of a store's number
-_NAME = re.compile(
-    r"\d{1,9}(x\d{1,9}){2}-(float32|float16|bfloat16)"
-)  # of a store: shape and type of its rows
+_NAME = re.compile(r"\d{1,9}(x\d{1,9}){2}-(float32|float16|bfloat16)")  # of a store: shape, type of its rows
 
 
 class VisionCache:

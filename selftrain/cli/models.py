@@ -136,6 +136,22 @@ def serve(
         os._exit(0)
 
 
+def _operating_point(
+    opened: predictor.Predictor,
+    scores: predictor.ValidationScores,
+    precision: float | None,
+    recall: float | None,
+) -> operating_points.OperatingPoint:
+    """Return from which probability posts pass: by what was asked for, or as it was set with the model."""
+    if recall is not None:
+        return operating_points.find_threshold(scores, operating_points.Goal("recall", recall))
+    if precision is not None:
+        return operating_points.find_threshold(scores, operating_points.Goal("precision", precision))
+    if opened.threshold is None:
+        raise ServingError(f"no threshold was set with {opened.name}: give --precision or --recall")
+    return operating_points.point_at(scores, opened.threshold)
+
+
 def _share(value: float | None) -> float | None:
     if value is not None and not 0 < value <= 1:
         raise typer.BadParameter(f"{value:g}; expected a share above 0 and at most 1")
@@ -195,14 +211,7 @@ def filter_stream(
     work = _at_work(model, engine, columns=named, tolerance=tolerance, max_pixels=max_pixels)
     opened = work.predictor
     scores, left_out = streams.validation_scores(opened, validation, named)
-    if recall is not None:
-        point = operating_points.find_threshold(scores, operating_points.Goal("recall", recall))
-    elif precision is not None:
-        point = operating_points.find_threshold(scores, operating_points.Goal("precision", precision))
-    elif opened.threshold is None:
-        raise ServingError(f"no threshold was set with {opened.name}: give --precision or --recall")
-    else:
-        point = operating_points.point_at(scores, opened.threshold)
+    point = _operating_point(opened, scores, precision, recall)
     echo(f"posts pass from probability {point.threshold:.6f} of {opened.positive!r} on")
     echo(
         f"on {point.posts} validation posts, {point.positives} of them positive (95 % intervals):"
