@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import WeightsError
 from backbones.loading import loading_error, quiet_loading
 from backbones.mllm import hub, smollm2_efficientnet
 from backbones.mllm.base import Mllm, Padding
@@ -38,9 +39,11 @@ def load_mllm(
             processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 name, revision=revision, trust_remote_code=False
             )
-            whole = AutoModelForImageTextToText.from_pretrained(
-                name, revision=revision, dtype=dtype, trust_remote_code=False
-            )
+            kind: Any = AutoModelForImageTextToText
+            whole, found = kind.from_pretrained(
+                name, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError) as error:
         # an ImportError names the package that the model's processor wants, and how to install it
         what = f"{name} could not be loaded as an image-text-to-text model"
@@ -48,6 +51,13 @@ def load_mllm(
             "Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
         )
         raise loading_error(what, error, advice) from error
+    # transformers draws those at random and goes on
+    drawn = sorted({*found["missing_keys"], *(one for one, *_ in found["mismatched_keys"])})
+    if drawn:
+        raise WeightsError(
+            f"{name}: {len(drawn)} of its tensors are in none of its files, or in another shape, {drawn[0]}"
+            " first. Expected whole weights: download them again"
+        )
     return hub.from_parts(name, whole, processor, album=album, revision=commit)
 
 

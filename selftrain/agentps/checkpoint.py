@@ -93,8 +93,21 @@ def load(folder: Path | str) -> AgentPSModel:
     """
     folder = Path(folder)
     settings = settings_of(read_about(folder), folder / ABOUT)
+    _check_sizes(settings, folder / WEIGHTS)
     task = load_task(folder / TASK)
     return fill(folder, build(settings, task), task, settings)
+
+
+def _check_sizes(settings: ModelSettings, file: Path) -> None:
+    """Refuse, with a ModelError, settings that ask for more room than the weights in `file` take."""
+    tensors = read_tensors(file)[0]
+    ranks = {len(one) for name, one in tensors.items() if ".lora_A." in name}
+    widths = {len(one) for name, one in tensors.items() if name.startswith("heads.") and one.ndim == 2}
+    if ranks != {settings.rank} or not widths >= {settings.hidden}:
+        raise ModelError(
+            f"{file} holds adapters of rank {sorted(ranks)} and heads of width {sorted(widths)}, its"
+            f" {ABOUT} says rank {settings.rank} and width {settings.hidden}: the folder is damaged"
+        )
 
 
 def settings_of(about: Json, file: Path) -> ModelSettings:

@@ -19,7 +19,7 @@ from backbones.torchvision_compat import ensure_torchvision
 from selftrain._util.types import Float32Array, Json
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, read_calibration
-from selftrain.models.head import Head, Scaling, logits_of
+from selftrain.models.head import Head, Scaling, check_head, logits_of
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult
 
@@ -189,8 +189,22 @@ def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:
             header.pop("pretrained"),
             read_calibration(header),
         )
+        _check_sizes(weights, model.architecture)
     except (KeyError, TypeError, ValueError) as error:
         raise RunStateError(
             f"the header of {file} is incomplete ({error}): the run folder is damaged"
         ) from error
     return model, header
+
+
+def _check_sizes(weights: Mapping[str, Tensor], shape: NetworkShape) -> None:
+    """Refuse, with a ValueError, an architecture that asks for more room than its weights take."""
+    head = {name.removeprefix("head."): one for name, one in weights.items() if name.startswith("head.")}
+    check_head(head, shape.head, shape.hidden)
+    if shape.mode not in FORMATS:
+        raise ValueError(f"its header says mode {shape.mode!r}, expected one of {', '.join(FORMATS)}")
+    ranks = {len(one) for name, one in weights.items() if ".lora_A." in name}
+    if shape.mode == "lora" and ranks != {shape.lora_rank}:
+        raise ValueError(f"its adapters are of rank {sorted(ranks)}, its header says {shape.lora_rank!r}")
+    if shape.outputs != len(head["layers.3.bias" if shape.head == "mlp" else "layers.bias"]):
+        raise ValueError("its header says another number of outputs than its weights have")

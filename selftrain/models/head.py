@@ -105,7 +105,13 @@ def logits_of(head: Head, rows: Float32Array) -> Float32Array:
     """Return raw logits [B, K] of rows [B, D] by a head in evaluation mode, each whatever stands beside it.
 
     How a product rounds hangs on its number of rows: it is `_ROWS_AT_ONCE` always, zeros behind the last.
+    RunStateError: the head reads columns that these rows do not have.
     """
+    if (last := int(head.columns.max())) >= rows.shape[1]:
+        raise RunStateError(
+            f"the classifier reads column {last} of a post's features, and this backbone gives"
+            f" {rows.shape[1]}: it is damaged, or was made with another backbone"
+        )
     device = head.mean.device
     padded = np.pad(rows, ((0, -len(rows) % _ROWS_AT_ONCE), (0, 0)))
     parts = torch.from_numpy(padded).to(device).split(_ROWS_AT_ONCE)  # type: ignore[no-untyped-call]
@@ -177,8 +183,8 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
         settings = HeadSettings(**header.pop("settings"))
         classes = tuple(header.pop("classes", ()))
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
-        width = len(tensors["layers.0.weight"]) if settings.kind == "mlp" else settings.hidden
-        _check(scaling, settings, width)  # before so much is allocated
+        # before so much is allocated
+        check_head(tensors, settings.kind, settings.hidden)
         head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
         head.load_state_dict(tensors)
         calibration = read_calibration(header)
@@ -187,11 +193,15 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
     return HeadClassifier(head.eval(), calibration, settings, classes=classes), header
 
 
-def _check(scaling: Scaling, settings: HeadSettings, width: int) -> None:
-    columns, mean, scale = scaling
-    if width != settings.hidden:
+def check_head(tensors: Mapping[str, Tensor], kind: str, hidden: int) -> None:
+    """Refuse, with a ValueError, tensors of a saved head that contradict one another or what it says of them.
+
+    KeyError: one is missing.
+    """
+    columns, mean, scale = (tensors[name] for name in Scaling._fields)
+    if kind == "mlp" and len(tensors["layers.0.weight"]) != hidden:
         raise ValueError("its header says another width than its weights have")
-    if columns.dtype != np.int64 or columns.ndim != 1 or (columns < 0).any():
+    if columns.dtype != torch.int64 or columns.ndim != 1 or not len(columns) or (columns < 0).any():
         raise ValueError("its columns are no numbers of columns")
     if not columns.shape == mean.shape == scale.shape:
         raise ValueError("its columns, means and scales are of different lengths")

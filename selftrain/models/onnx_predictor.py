@@ -30,11 +30,14 @@ from selftrain.models.predictor import Prediction, from_probs, in_chunks
 
 METADATA_KEY = "selftrain"
 FORMAT = "selftrain-onnx-1"
+MEMORY = 900 << 20
+"""Bytes that graphs may take in a process: a megabyte of nodes can ask for any number. Ours take 350 MB with
+sixteen pictures, a third of them weights."""
 
 
 class _Reading(Struct):
-    resize: Annotated[int, Meta(ge=1, le=4096)]
-    crop: Annotated[int, Meta(ge=1, le=4096)]
+    resize: Annotated[int, Meta(ge=1, le=1024)]
+    crop: Annotated[int, Meta(ge=1, le=1024)]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -152,9 +155,14 @@ def _open(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
         raise ServingError("onnxruntime is not installed: pip install 'selftrain[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 4  # what is said otherwise comes as an exception too
+    _bound_memory(options)
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        _check_graph(file)
+        session = onnxruntime.InferenceSession(
+            file, options, providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"],  # it computes outside of the memory that is bounded
+        )  # fmt: skip
         metadata = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
     except Exception as error:  # the runtime has a dozen types, none of them documented
         raise ServingError(f"{file} cannot be read as an ONNX file: {error}") from error
@@ -164,3 +172,40 @@ def _open(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
             f"{file} has the format {shorten(found)}, expected {FORMAT!r}: write it with `selftrain export`"
         )
     return session, metadata
+
+
+def _bound_memory(options: Any) -> None:  # noqa: ANN401 -- onnxruntime has no types
+    """Let sessions of these options share `MEMORY` and no more."""
+    import onnxruntime
+
+    cpu = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    # extended by what is asked for, and not by doubling, which would reach the bound early
+    arena = onnxruntime.OrtArenaCfg({"max_mem": MEMORY, "arena_extend_strategy": 1})
+    onnxruntime.create_and_register_allocator(cpu, arena)  # once more does nothing
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+def _check_graph(file: Path) -> None:
+    """Refuse, with a ValueError, a graph with what `MEMORY` does not bound: texts, weights in other files."""
+    import onnx
+
+    # every message of the file, however deep: a graph may lie in an attribute of a node, or in a function
+    remaining: list[Any] = [onnx.load(str(file), load_external_data=False)]
+    while remaining:
+        message = remaining.pop()
+        match message:
+            case onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL):
+                raise ValueError(f"its weights {shorten(message.name)} lie in another file")
+            case onnx.NodeProto(domain=domain) if domain:
+                raise ValueError(f"it computes with operators of {shorten(domain)}, which no export does")
+            case (
+                onnx.TensorProto(data_type=onnx.TensorProto.STRING)
+                | onnx.AttributeProto(name="to", i=onnx.TensorProto.STRING)
+                | onnx.AttributeProto(name="value_string" | "value_strings")
+            ):
+                raise ValueError("it computes with texts, which no export does")
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                remaining += value if isinstance(value, Sequence) else [value]

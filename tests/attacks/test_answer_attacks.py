@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import numpy as np
 import pytest
 import torch
 from chat_stub import ChatStub, completion, raw, run, says
@@ -20,6 +21,7 @@ from selftrain.agentps import served
 from selftrain.errors import RunStateError, ServingError
 from selftrain.models.act_model import ACTModel
 from selftrain.models.calibration import Calibration
+from selftrain.models.finetune_network import FORMATS, NetworkShape, load_finetuned
 from selftrain.models.head import CLASSES_FORMAT, HeadSettings, load_head
 
 CLIENTS = pytest.mark.attack("servers: what they answer")
@@ -256,3 +258,34 @@ def test_a_header_of_brackets_is_no_traceback(tmp_path):
     save_file(TENSORS, tmp_path / "model.safetensors", {"selftrain": "[" * 100_000})
     with pytest.raises(RunStateError, match="cannot be read as a model"):
         load_head(tmp_path / "model.safetensors", [CLASSES_FORMAT])
+
+
+@MODELS
+def test_columns_beyond_the_features_of_a_backbone_are_said(tmp_path):
+    classifier, _ = load_head(model(tmp_path, {}, {"columns": torch.tensor([0, 1, 2, 9])}), [CLASSES_FORMAT])
+    with pytest.raises(RunStateError, match="reads column 9 of a post's features, and this backbone gives 4"):
+        classifier.predict(np.zeros((2, 4), np.float32))
+
+
+@MODELS
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lora_rank": 1 << 30}, {"lora_rank": "x"}, {"hidden": 1 << 30}, {"outputs": 1 << 30},
+        {"head": "linear"}, {"mode": "full", "hidden": 1 << 30}, {"mode": []}, {"mode": "evil"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_architecture_that_its_weights_are_not_of_is_refused_before_it_is_built(wrong, tmp_path):
+    weights = {f"head.{name}": one.clone() for name, one in TENSORS.items()}
+    weights["a.lora_A.default"] = torch.zeros(2, 4)
+    shape = NetworkShape(mode="lora", hidden=3, lora_rank=2, outputs=2)
+    header = {"architecture": shape._asdict(), "pretrained": "0" * 64}
+
+    def saved(**architecture):
+        about = header | {"architecture": header["architecture"] | architecture}
+        return model(tmp_path, about | {"format": FORMATS["lora"]}, weights)
+
+    assert load_finetuned(saved())[0].architecture == shape
+    with pytest.raises(RunStateError, match=r"model\.safetensors"):
+        load_finetuned(saved(**wrong))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from selftrain.agentps.train import train_agentps
 from selftrain.cli import main
 from selftrain.data.posts import Post
 from selftrain.engine.on_ray import OnRay
-from selftrain.errors import RunStateError
+from selftrain.errors import ModelError, RunStateError
 from selftrain.serving.load_predictor import load_predictor
 
 
@@ -30,6 +31,17 @@ def place(tmp_path_factory):
         place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
     )
     return place
+
+
+@pytest.mark.parametrize("field", ["rank", "hidden"])
+def test_settings_that_ask_for_more_than_the_weights_are_said(place, field, tmp_path):
+    folder = shutil.copytree(place / "model", tmp_path / "model")
+    (folder / "checksums.json").unlink()
+    about = json.loads((folder / "agentps.json").read_text())
+    about["architecture"][field] = 1 << 30
+    (folder / "agentps.json").write_text(json.dumps(about))
+    with pytest.raises(ModelError, match=r"model\.safetensors holds adapters of rank \[4\]"):
+        load(folder)
 
 
 def test_a_model_is_a_scorer(place):

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from agentps_helpers import WORDING, answering, moved
-from mllm_families import FAMILIES, Family, picture
+from mllm_families import FAMILIES, WIDTH, Family, picture
+from safetensors.torch import load_file, save_file
 
-from backbones.errors import PromptFitError
+from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm.answering import merge, trained_names
 from backbones.mllm.hub import pictures_in
+from backbones.mllm.load import load_mllm
 from backbones.mllm.prompts import Prompt
 
 DOCS = Path(__file__).parents[3] / "docs" / "agentps.md"
@@ -187,6 +190,22 @@ def test_no_family_computes_attention_product_by_product(name):
     configs = [getattr(one, "config", None) for one in FAMILIES[name]().whole.modules()]
     kinds = {one._attn_implementation for one in configs if hasattr(one, "_attn_implementation")}
     assert kinds == {"sdpa"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_that_are_not_whole_are_refused(name, tmp_path):
+    family = FAMILIES[name]()
+    family.whole.save_pretrained(tmp_path)
+    family.processor.save_pretrained(tmp_path)
+    assert load_mllm(str(tmp_path)).width == WIDTH
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = next(one for one in sorted(tensors) if "proj" in one)
+    cut = {lost: tensors.pop(lost)[:1].clone()}
+    name = re.escape(lost.rpartition("layers.")[2])  # the file has other names for what comes before
+    for left in (tensors, tensors | cut):
+        save_file(left, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(WeightsError, match=f"1 of its tensors .*{name} first"):
+            load_mllm(str(tmp_path))
 
 
 def test_the_table_in_docs_is_the_one_that_is_tested():
