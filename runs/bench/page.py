@@ -239,20 +239,29 @@ def _agentps(figures: Figures) -> Iterator[str]:
         yield _line(method, [*about, *cells])
 
 
-def _single(figures: Figures, rows: Mapping[str, tuple[str, str]]) -> Iterator[str]:
-    """Yield a line a figure: what it is called -> its method and metric, the last one measured."""
+def _single(figures: Figures, rows: Mapping[str, tuple[str, str] | tuple[str, str, int]]) -> Iterator[str]:
+    """Yield a line a figure: what it is called -> its method, metric and, where several are, posts."""
     yield from _head("", ["measured"])
-    for label, (method, metric) in rows.items():
-        yield _line(label, [f"{_last(figures, method, metric):.3g}"])
+    for label, one in rows.items():
+        yield _line(label, [f"{_last(figures, *one):.3g}"])
 
 
-def _last(figures: Figures, method: str, metric: str) -> float:
-    return [f.value for f in figures.figures if (f.method, f.metric) == (method, metric)][-1]
+def _last(figures: Figures, method: str, metric: str, n: int | None = None) -> float:
+    """Return the figure that was measured last; with so many posts, where that is said."""
+    found = (f for f in figures.figures if (f.method, f.metric) == (method, metric))
+    return [f.value for f in found if n in (None, f.n)][-1]
 
 
 QWEN = "qwen2.5-coder-1.5b, label_only, 60 characters"
 TURNED = f"turned: {QWEN}, 100 labelled"
-AGENTS = {
+FLIPS = f"flips: {QWEN}, 100 labelled"
+FORMS = {
+    "the label alone": "label_only", "label first, then reasons": "label_first",
+    "reasons first, in one answer": "reason_first",
+    "reasons first, the label in a turn of its own": "reason_first, label apart",
+}  # fmt: skip
+FORM_POSTS = 50
+AGENTS: Mapping[str, tuple[str, str] | tuple[str, str, int]] = {
     "candidates judged and cross-reviewed a second over one by one, without a cache": ("reference", "ratio"),
     "share of the prompt tokens that the server had cached": ("cache", "cached_share"),
     "injections of 50 that flip an agent's verdict, share (SmolLM2 135 M)": ("injections", "flip_rate"),
@@ -261,19 +270,40 @@ AGENTS = {
     "AUC of Qwen2.5-Coder 1.5B's probabilities on 600 tweets of HSOL, Reviewer": (
         f"judge: {QWEN}",
         "auc, reviewer",
+        600,
     ),
-    "the same, User": (f"judge: {QWEN}", "auc, user"),
+    "the same, User": (f"judge: {QWEN}", "auc, user", 600),
     "points of macro-F1 that the loop gains from its answers over 100 labels alone": (
         f"gain: {QWEN}, 100 labelled",
         "points over the labels alone",
     ),
-    "injections in words that flip its Reviewer's leaning, share": (f"flips: {QWEN}", "flip_rate"),
-    "the same, both agents'": (f"flips: {QWEN}", "flip_rate_unseen"),
-    "harmless words in their place": (f"flips: {QWEN}", "control_flip_rate"),
+    "injections in words that flip its Reviewer's leaning, share": (FLIPS, "flip_rate"),
+    "the same, both agents'": (FLIPS, "flip_rate_both"),
+    "the same, both agents' and what the run learns": (FLIPS, "flip_rate_unseen"),
+    "the same, and the label that is learned is wrong": (FLIPS, "flip_rate_unseen_and_wrong"),
+    "harmless words in their place, the Reviewer's leaning": (FLIPS, "control_flip_rate"),
     "of such posts learned as they ask, were both agents turned to .5": (TURNED, "followed, turned to 0.5"),
     "the same, to .95": (TURNED, "followed, turned to 0.95"),
     "the same, not turned": (TURNED, "followed, not turned"),
 }
+
+
+def _forms(figures: Figures) -> Iterator[str]:
+    """Yield a line a form of answer: words that are a class, how many of them are right, and the AUC."""
+    roles = ("reviewer", "user")
+    shown = ("answered by the {}", "accuracy of the {}'s word", "auc, {}")
+    yield from _head(
+        "asked for", [f"{what}, {role}" for what in ("answered", "right", "AUC") for role in roles]
+    )
+    for label, form in FORMS.items():
+        method = f"judge: qwen2.5-coder-1.5b, {form}, 60 characters"
+        metrics = [metric.format(role) for metric in shown for role in roles]
+        found = [list(figures.values(method, FORM_POSTS, metric).values())[-1] for metric in metrics]
+        answered, right, auc = found[:2], found[2:4], found[4:]
+        shares = [f"{share:.2f}" if count else "-" for count, share in zip(answered, right, strict=True)]
+        yield _line(label, [*(f"{one:.0f}" for one in answered), *shares, *(f"{one:.3f}" for one in auc)])
+
+
 SERVE = {
     "p99 of honest clients, calm, s": ("calm", "p99"),
     "the same while 20 hostile clients attack, s": ("attacked", "p99"),
@@ -326,6 +356,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "act": ("act", _act),
     "agentps": ("agentps", _agentps),
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
+    "agent forms": ("agents", _forms),
     "serve": ("serve", lambda figures: _single(figures, SERVE)),
     "features": ("features", _features),
     "pools": ("pools", _pools),
