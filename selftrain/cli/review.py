@@ -17,7 +17,7 @@ from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import DRAWING, argument, option
-from selftrain.cli.printing import echo, print_json, quoted
+from selftrain.cli.printing import echo, print_json, print_some, quoted
 from selftrain.errors import BudgetError, LedgerError
 from selftrain.store import atomic
 
@@ -223,8 +223,7 @@ def import_file(
     if as_json:
         print_json(found._asdict() | {"refused": [one._asdict() for one in found.refused]})
         return REFUSED if found.refused else 0
-    for one in found.refused:
-        echo(f"line {one.line}, post {one.post_id!r}: {one.reason}")
+    print_some([f"line {one.line}, post {one.post_id!r}: {one.reason}" for one in found.refused])
     nothing = ": nothing was taken" if found.nothing else ""
     echo(
         f"{found.taken:,} taken, {found.known:,} known before, {found.empty:,} without a review,"

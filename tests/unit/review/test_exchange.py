@@ -383,6 +383,14 @@ def test_what_a_run_exports_comes_back_reviewed(run, tmp_path, capsys):
     assert (record["known"], [one["line"] for one in record["refused"]]) == (len(tasks) - 1, [1])
 
 
+def test_of_many_refused_lines_the_first_are_told(run, tmp_path, capsys):
+    (tmp_path / "foreign.json").write_text(json.dumps([{"id": 1, "post_id": "x", "text": "t"}, *[{}] * 50]))
+    assert main(["review", "import", str(run.path), str(tmp_path / "foreign.json")]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("line ") for line in told) == 20
+    assert "  and 30 more" in told
+
+
 def test_hidden_opinions_are_nowhere_in_the_files(run, tmp_path):
     for kind in ("csv", "label-studio"):
         out = tmp_path / f"hidden.{kind}"
