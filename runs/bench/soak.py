@@ -27,6 +27,8 @@ from selftrain.runs import start
 PARTS = ("serve", "rounds")
 TENTHS = 10
 AT_ONCE = 4
+SETTLED = 1.0
+"""Seconds after the last answer, behind which its pictures are removed."""
 RECIPE = """
 seed = 1
 [data]
@@ -110,6 +112,7 @@ def _requests(folder: Path, count: int) -> list[Held]:
             for _ in tqdm(range(TENTHS), desc="tenths of the requests"):
                 each = range(count // TENTHS)
                 await asyncio.gather(*(client(port, each[n::AT_ONCE]) for n in range(AT_ONCE)))
+                await asyncio.sleep(SETTLED)
                 tenths.append(_held(process, scratch))
         return tenths
 
