@@ -194,12 +194,12 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
 
 
 def check_head(tensors: Mapping[str, Tensor], kind: str, hidden: int) -> None:
-    """Refuse, with a ValueError, tensors of a saved head that contradict one another or what it says of them.
-
-    KeyError: one is missing.
-    """
+    """Refuse, with a ValueError, tensors that make no head, or none of what is said of them."""
+    first = {"mlp": "layers.0.weight", "linear": "layers.weight"}[kind]
+    if missing := [name for name in (*Scaling._fields, first) if name not in tensors]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
     columns, mean, scale = (tensors[name] for name in Scaling._fields)
-    if kind == "mlp" and len(tensors["layers.0.weight"]) != hidden:
+    if kind == "mlp" and len(tensors[first]) != hidden:
         raise ValueError("its header says another width than its weights have")
     if columns.dtype != torch.int64 or columns.ndim != 1 or not len(columns) or (columns < 0).any():
         raise ValueError("its columns are no numbers of columns")
