@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -100,9 +101,10 @@ def load(folder: Path | str) -> AgentPSModel:
 
 def _check_sizes(settings: ModelSettings, file: Path) -> None:
     """Refuse, with a ModelError, settings that ask for more room than the weights in `file` take."""
-    tensors = read_tensors(file)[0]
-    ranks = {len(one) for name, one in tensors.items() if ".lora_A." in name}
-    widths = {len(one) for name, one in tensors.items() if name.startswith("heads.") and one.ndim == 2}
+    with _opened(file) as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in list(opened.keys())}
+    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name}
+    widths = {shape[0] for name, shape in shapes.items() if name.startswith("heads.") and len(shape) == 2}
     if ranks != {settings.rank} or not widths >= {settings.hidden}:
         raise ModelError(
             f"{file} holds adapters of rank {sorted(ranks)} and heads of width {sorted(widths)}, its"
@@ -341,12 +343,19 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and header of a file; ModelError: it cannot be read."""
+    checksums.check(file)
+    with _opened(file) as opened:
+        return {name: opened.get_tensor(name) for name in list(opened.keys())}, opened.metadata() or {}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a file of tensors, of which none is read yet; ModelError: it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
-    checksums.check(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in list(opened.keys())}, opened.metadata() or {}
+            yield opened
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{file} cannot be read as safetensors ({error}): expected the weights of a trained model."

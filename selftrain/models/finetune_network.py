@@ -200,11 +200,9 @@ def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:
 def _check_sizes(weights: Mapping[str, Tensor], shape: NetworkShape) -> None:
     """Refuse, with a ValueError, an architecture that asks for more room than its weights take."""
     head = {name.removeprefix("head."): one for name, one in weights.items() if name.startswith("head.")}
-    check_head(head, shape.head, shape.hidden)
+    check_head(head, shape.head, shape.hidden, shape.outputs)
     if shape.mode not in FORMATS:
         raise ValueError(f"its header says mode {shape.mode!r}, expected one of {', '.join(FORMATS)}")
     ranks = {len(one) for name, one in weights.items() if ".lora_A." in name}
     if shape.mode == "lora" and ranks != {shape.lora_rank}:
         raise ValueError(f"its adapters are of rank {sorted(ranks)}, its header says {shape.lora_rank!r}")
-    if shape.outputs != len(head["layers.3.bias" if shape.head == "mlp" else "layers.bias"]):
-        raise ValueError("its header says another number of outputs than its weights have")

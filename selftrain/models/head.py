@@ -184,8 +184,9 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
         classes = tuple(header.pop("classes", ()))
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
         # before so much is allocated
-        check_head(tensors, settings.kind, settings.hidden)
-        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
+        outputs = len(classes) or 1
+        check_head(tensors, settings.kind, settings.hidden, outputs)
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, outputs)
         head.load_state_dict(tensors)
         calibration = read_calibration(header)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -193,14 +194,17 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
     return HeadClassifier(head.eval(), calibration, settings, classes=classes), header
 
 
-def check_head(tensors: Mapping[str, Tensor], kind: str, hidden: int) -> None:
+def check_head(tensors: Mapping[str, Tensor], kind: str, hidden: int, outputs: int) -> None:
     """Refuse, with a ValueError, tensors that make no head, or none of what is said of them."""
-    first = {"mlp": "layers.0.weight", "linear": "layers.weight"}[kind]
-    if missing := [name for name in (*Scaling._fields, first) if name not in tensors]:
+    layers = {"mlp": ("layers.0.weight", "layers.3.bias"), "linear": ("layers.weight", "layers.bias")}
+    first, last = layers[kind]
+    if missing := [name for name in (*Scaling._fields, first, last) if name not in tensors]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     columns, mean, scale = (tensors[name] for name in Scaling._fields)
     if kind == "mlp" and len(tensors[first]) != hidden:
         raise ValueError("its header says another width than its weights have")
+    if len(tensors[last]) != outputs:
+        raise ValueError("its header says another number of outputs than its weights have")
     if columns.dtype != torch.int64 or columns.ndim != 1 or not len(columns) or (columns < 0).any():
         raise ValueError("its columns are no numbers of columns")
     if not columns.shape == mean.shape == scale.shape:

@@ -150,9 +150,10 @@ class OnnxPredictor:
 def _open(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
     """Open a session on the CPU, and read our metadata."""
     try:
+        import onnx  # noqa: F401 -- `_check_graph` reads the file by it
         import onnxruntime
     except ImportError as error:
-        raise ServingError("onnxruntime is not installed: pip install 'selftrain[onnx]'") from error
+        raise ServingError(f"{error.name} is not installed: pip install 'selftrain[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what is said otherwise comes as an exception too

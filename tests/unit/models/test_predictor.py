@@ -298,3 +298,10 @@ def test_an_export_without_the_extra_says_what_to_install(small_run, tmp_path, m
     assert main(["export", str(small_run), "--onnx", str(tmp_path / "m.onnx")]) == 2
     assert "pip install 'selftrain[onnx]'" in capsys.readouterr().err
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
+def test_a_file_that_cannot_be_opened_for_want_of_a_package_says_what_to_install(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ServingError, match=rf"^{name} is not installed: pip install 'selftrain\[onnx\]'"):
+        OnnxPredictor(tmp_path / "m.onnx")
