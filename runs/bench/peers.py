@@ -87,7 +87,8 @@ def cleaned(probs: FloatArray, rows: Float32Array) -> FloatArray:
     model = LogisticRegression(C=10, max_iter=1000)
     held_out = cross_val_predict(model, rows[known], labels, cv=5, method="predict_proba")
     kept = probs.copy()
-    kept[known[find_label_issues(labels, held_out)]] = np.nan
+    # its processes would be forked beside the threads of whoever else works here, and may hang
+    kept[known[find_label_issues(labels, held_out, n_jobs=1)]] = np.nan
     return kept
 
 

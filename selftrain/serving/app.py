@@ -178,6 +178,9 @@ class Service:
     async def _score(self, request: Request) -> Response:
         started = time.monotonic()
         body = await self._body(request)
+        await asyncio.sleep(0)  # that somebody left at once is known a turn later
+        if await request.is_disconnected():
+            return Response(status_code=CLIENT_GONE)
         folder = self.scratch.folder()
         predictor = self.batcher.predictor
         assert predictor is not None, "posts are taken only once it is loaded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -99,6 +100,10 @@ async def _serve(
         if predictor is None:
             server.should_exit = True
         else:
+            # the model and its libraries stay: looking through them for what nobody needs takes the better
+            # part of a second, in which nobody is answered
+            gc.collect()
+            gc.freeze()
             classes = " / ".join(predictor.classes)
             tell(f"ready: {predictor.kind} {predictor.name}, {classes}, {predictor.fingerprint[:12]}")
 

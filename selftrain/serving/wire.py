@@ -61,31 +61,24 @@ class ValueCount:
     outside of strings counts by the byte, and a string as one.
     """
 
-    _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-
     def __init__(self, most: int) -> None:
         self._most, self._count = most, 0
         self._inside, self._rest = False, b""  # in a string; a backslash whose partner has not come
 
     def feed(self, part: bytes) -> None:
         """Count a part."""
-        part, at = self._rest + part, 0
-        self._rest = b""
-        while at < len(part) and self._count <= self._most:
-            if self._inside:
-                found = self._IN_STRING.match(part, at)
-                at = found.end() if found else at
-                if part[at : at + 1] == b"\\":
-                    self._rest = part[at:]
-                    break
-                self._inside = at == len(part)
-                at += 1
-            else:
-                end = part.find(b'"', at)
-                self._inside = end >= 0
-                end = end if self._inside else len(part)
-                self._count += len(part[at:end].translate(None, b" \t\r\n")) + self._inside
-                at = end + 1
+        part, self._rest = self._rest + part if self._rest else part, b""
+        if b"\\" in part:
+            # of a run of backslashes the pairs stand for themselves; one left over escapes what follows
+            part = part.replace(b"\\\\", b"")
+            self._rest = b"\\" if part.endswith(b"\\") else b""
+            part = part[: len(part) - len(self._rest)].replace(b'\\"', b"")
+        quotes = part.count(b'"')
+        self._count += (quotes + (not self._inside)) // 2
+        if self._count <= self._most:
+            outside = b"".join(part.split(b'"')[self._inside :: 2])
+            self._count += len(outside.translate(None, b" \t\r\n"))
+        self._inside ^= bool(quotes % 2)
         if self._count > self._most:
             raise BadRequestError(413, "the body holds more values than so many posts have: send fewer posts")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import resource
 import socket
 import time
@@ -20,6 +21,7 @@ import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from selftrain.errors import ServingError
 
@@ -27,6 +29,7 @@ CONNECTIONS = 2000
 ACCEPTED = 256  # in a row: far fewer than there are places, or new ones would push out those just accepted
 QUEUE = 1024  # connections that may wait to be accepted
 HEADER_SECONDS = 10.0  # from the first byte of a request, or from connecting, to the end of its headers
+DOORS = 8  # connections taken in a turn of the event loop
 READ_SECONDS = 30.0  # that a client may let an answer lie
 HEADER_BYTES = 16_384
 CRUMBS, CRUMB = 2000, 256  # so many parts of a body may be smaller than so many bytes
@@ -45,7 +48,7 @@ class HttpServer(uvicorn.Server):
         self, app: Starlette, *, lifespan: bool = False, started: Callable[[], None] = lambda: None
     ) -> None:
         config = uvicorn.Config(
-            app, http=GuardedProtocol, ws="none", lifespan="on" if lifespan else "off", log_config=None,
+            app, http=Doorway, ws="none", lifespan="on" if lifespan else "off", log_config=None,
             access_log=False, server_header=False, timeout_graceful_shutdown=5, backlog=ACCEPTED,
             proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES,
         )  # fmt: skip
@@ -55,7 +58,10 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and report it."""
         _allow_files(CONNECTIONS + 2 * ACCEPTED + 100)
-        await super().startup(sockets=sockets)
+        # uvloop takes one connection a turn from each socket: where strangers open hundreds, the others would
+        # wait for as many turns
+        doors = [one.dup() for one in sockets or () for _ in range(DOORS - 1)]
+        await super().startup(sockets=[*sockets, *doors] if sockets else None)
         for listener in sockets or ():
             listener.listen(QUEUE)  # asyncio knows one number for both
         self._started()
@@ -79,13 +85,82 @@ def _allow_files(wanted: int) -> None:
 # ---- connections ---------------------------------------------------------------------------------------
 
 
+class Doorway(asyncio.Protocol):
+    """A connection on which no request has come yet: strangers open many, so it costs as little as it can.
+
+    With the end of a request's headers it becomes a `GuardedProtocol`.
+
+    Args:
+        server_state: Of uvicorn, with all its connections.
+        others: What a `GuardedProtocol` is made with besides.
+    """
+
+    _END = re.compile(rb"\n\r?\n")
+
+    def __init__(self, *, server_state: ServerState, **others: Any) -> None:  # noqa: ANN401 -- as uvicorn calls it
+        self._state, self._others = server_state, others
+        self._connections: set[Any] = server_state.connections  # uvicorn calls their `shutdown`, no more
+        self._head = bytearray()
+        self.since = time.monotonic()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, in the place of one that asks nothing where there is no other."""
+        self.transport, connections = transport, self._connections
+        if len(connections) >= CONNECTIONS:
+            # those that never asked go first; the one that waits longest among them
+            oldest = min(filter(_is_idle, connections), key=_turn, default=None)
+            if oldest is None:
+                transport.abort()
+            else:
+                oldest.transport.abort()
+                connections.discard(oldest)
+        connections.add(self)
+        self._cut = asyncio.get_running_loop().call_later(HEADER_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what came until headers end, are too long, or are none."""
+        seen = max(len(self._head) - 2, 0)
+        self._head += data
+        if (
+            self._head[0] > ord(" ")
+            and len(self._head) <= HEADER_BYTES
+            and not self._END.search(self._head, seen)
+        ):
+            return
+        self._leave()
+        asked = GuardedProtocol(server_state=self._state, **self._others)
+        self.transport.set_protocol(asked)
+        asked.connection_made(self.transport)
+        asked.data_received(bytes(self._head))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._leave()
+
+    def shutdown(self) -> None:
+        """End with the server: nothing is under way."""
+        self.transport.close()
+
+    def _leave(self) -> None:
+        self._cut.cancel()
+        self._connections.discard(self)
+
+
+def _is_idle(connection: object) -> bool:
+    return isinstance(connection, Doorway) or (isinstance(connection, GuardedProtocol) and connection.idle)
+
+
+def _turn(connection: Any) -> tuple[bool, float]:  # noqa: ANN401
+    return isinstance(connection, GuardedProtocol), connection.since
+
+
 class GuardedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, whose clients cannot make it wait for ever."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- as uvicorn calls it
         super().__init__(*args, **kwargs)
         self.conn = _CountingConnection(h11.SERVER, HEADER_BYTES)
-        self._since = time.monotonic()
+        self.since = time.monotonic()
         self._cut: asyncio.TimerHandle | None = None
 
     @property
@@ -93,26 +168,12 @@ class GuardedProtocol(H11Protocol):
         """Whether no request is under way."""
         return self.cycle is None or self.cycle.response_complete
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, in the place of one that asks nothing where there is no other."""
-        if len(self.connections) >= CONNECTIONS:
-            # those that never asked go first; the one that waits longest among them
-            idle = [one for one in self.connections if isinstance(one, GuardedProtocol) and one.idle]
-            oldest = min(idle, key=lambda one: (one.cycle is not None, one._since), default=None)
-            if oldest is None:
-                transport.abort()
-            else:
-                oldest.transport.abort()
-                self.connections.discard(oldest)
-        super().connection_made(transport)
-        self._cut_after(HEADER_SECONDS)
-
     def data_received(self, data: bytes) -> None:
         """Read what came, and see to it that headers end."""
         was_idle = self.idle
         super().data_received(data)
         if not self.idle:
-            self._since = time.monotonic()
+            self.since = time.monotonic()
             self._keep()
         elif was_idle and self._cut is None and not self.transport.is_closing():
             self._cut_after(HEADER_SECONDS)

@@ -9,11 +9,11 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
-from attack_helpers import KINDS, POST, WAIT, bomb, encoded, head, many_scans, picture, received, serve
+from attack_helpers import KINDS, POST, PROBE, WAIT, bomb, encoded, head, many_scans, picture, received, serve
 
 from selftrain.cli import main
 from selftrain.serving.intake import Scratch
@@ -257,6 +257,54 @@ def test_headers_that_come_slowly_are_cut_off(hasty):
                 break
         else:
             pytest.fail("it waits for headers for ever")
+
+
+@WIRE
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"], ids=["CRLF", "LF"])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_request_in_parts_is_answered_like_one_in_a_row(server, end, size):
+    body = json.dumps({"id": "parts", "text": "0.75"}).encode()
+    lines = (*POST, f"Content-Length: {len(body)}", "Connection: close")
+    asked = b"".join(line.encode() + end for line in lines) + end + body
+    with server.connect() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(asked), size):
+            client.sendall(asked[start : start + size])
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["scores"][0]["probability"] == 0.75
+
+
+@WIRE
+@pytest.mark.parametrize(
+    "sent", [b"\x16\x03\x01\x02\x00\x01", b"\x00", b" GET / HTTP/1.1"], ids=["TLS", "nul", "space"]
+)
+def test_what_no_request_begins_with_is_refused_without_waiting_for_an_end(server, sent):
+    with server.connect() as client:
+        client.sendall(sent)
+        client.settimeout(PROBE)
+        assert received(client).startswith(b"HTTP/1.1 400 ")  # what is cut off for being late gets no answer
+
+
+@WIRE
+def test_a_request_gets_in_where_all_places_are_taken_by_half_open_ones(server):
+    with ExitStack() as silent:
+        first = silent.enter_context(server.connect())
+        for number in range(CONNECTIONS):
+            one = silent.enter_context(server.connect())
+            one.sendall(b"POST /score HTT" if number % 2 else b"")
+        server.serves()
+        assert not received(first)  # it waited longest
+
+
+@WIRE
+def test_a_server_ends_though_connections_are_half_open(tmp_path):
+    server = serve(tmp_path)
+    with server.connect() as silent, server.connect() as begun:
+        begun.sendall(b"POST /score HTTP/1.1\r\nHost: lo")
+        server.serves()
+        server.end()
+        assert (received(silent), received(begun)) == (b"", b"")
 
 
 @WIRE
