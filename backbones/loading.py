@@ -51,6 +51,8 @@ def loading_error(what: str, error: Exception, advice: str) -> WeightsError:
         )
     lines = (line.strip() for line in str(error).splitlines())
     first = next((line for line in lines if line), type(error).__name__).rstrip(".")
+    if isinstance(error, (TypeError, AttributeError)):  # it fell over what it read
+        first = f"its files are not as transformers writes them ({type(error).__name__}: {first})"
     return WeightsError(f"{what}: {first}. {advice}")
 
 

@@ -9,6 +9,7 @@ from backbones.errors import WeightsError
 from backbones.loading import loading_error, quiet_loading
 from backbones.mllm import hub, smollm2_efficientnet
 from backbones.mllm.base import Mllm, Padding
+from backbones.mllm.declared_size import check_sizes
 from backbones.mllm.prompts import Reader, Wording
 from backbones.torchvision_compat import ensure_torchvision
 
@@ -36,15 +37,18 @@ def load_mllm(
             # what a branch stands for now: weights and processor are of one commit; "" of a folder
             commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None) or ""
             revision = commit or revision
+            kind: Any = AutoModelForImageTextToText
+            check_sizes(name, revision, kind)  # first of all: whatever reads the configuration believes it
             processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 name, revision=revision, trust_remote_code=False
             )
-            kind: Any = AutoModelForImageTextToText
             whole, found = kind.from_pretrained(
                 name, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True,
-                ignore_mismatched_sizes=True,
+                ignore_mismatched_sizes=True, use_safetensors=True,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # of files that are none of its own transformers makes anything
         # an ImportError names the package that the model's processor wants, and how to install it
         what = f"{name} could not be loaded as an image-text-to-text model"
         advice = (
@@ -73,7 +77,7 @@ def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max
     kind: Any = AutoTokenizer if small else AutoProcessor
     try:
         read = kind.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # see above
         what = f"{folder} holds no tokenizer that can be read"
         raise loading_error(what, error, "Write the merged checkpoint again") from error
     reader = smollm2_efficientnet.SmolLM2Reader if small else hub.HubReader

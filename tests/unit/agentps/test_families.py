@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import resource
 import warnings
 from pathlib import Path
 
@@ -206,6 +208,53 @@ def test_weights_that_are_not_whole_are_refused(name, tmp_path):
         save_file(left, tmp_path / "model.safetensors", {"format": "pt"})
         with pytest.raises(WeightsError, match=f"1 of its tensors .*{name} first"):
             load_mllm(str(tmp_path))
+
+
+LARGER = {
+    "layers": (r"_layers\Z|\Adepth\Z", 10**9, "config.json says .*1,000,000,000, and its files hold"),
+    "words": (r"\Avocab_size\Z", 10**9, "million numbers, and its weights take"),
+    "places": (r"\A(hidden|intermediate)_size\Z", 2**20, "million numbers, and its weights take"),
+}
+
+
+@pytest.mark.attack("models: larger than their files")
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("what", LARGER)
+def test_a_configuration_that_says_much_more_than_the_weights_is_refused(name, what, tmp_path):
+    keys, value, told = LARGER[what]
+    family = FAMILIES[name]()
+    family.whole.save_pretrained(tmp_path)
+    family.processor.save_pretrained(tmp_path)
+
+    def larger(said):
+        return {
+            key: larger(one) if isinstance(one, dict) else value if re.search(keys, key) else one
+            for key, one in said.items()
+        }
+
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(larger(json.loads(file.read_text()))))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=told):
+        load_mllm(str(tmp_path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"a": ' + "[" * 500_000 + "]" * 500_000 + "}", "[]", "{", "\0", ""],
+    ids=["brackets", "list", "cut", "nul", "empty"],
+)
+@pytest.mark.parametrize("file", ["config", "processor_config", "tokenizer", "tokenizer_config"])
+def test_a_file_that_is_none_of_transformers_is_an_error_with_its_model(file, content, tmp_path):
+    family = next(iter(FAMILIES.values()))()
+    family.whole.save_pretrained(tmp_path)
+    family.processor.save_pretrained(tmp_path)
+    file = tmp_path / f"{file}.json"
+    assert file.exists()
+    file.write_text(content)
+    with pytest.raises(WeightsError, match=f"{re.escape(str(tmp_path))} could not be loaded"):
+        load_mllm(str(tmp_path))
 
 
 def test_the_table_in_docs_is_the_one_that_is_tested():
