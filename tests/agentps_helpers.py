@@ -16,7 +16,11 @@ from backbones.mllm.answering import AnsweringModel, adapt
 from backbones.mllm.prompts import Wording
 from backbones.smollm2 import load_tokenizer
 from runs.bench.agentps_speed import tiny_mllm
-from selftrain.agentps.dataset import question_set
+from selftrain.agentps.checkpoint import FORMAT, AgentPSModel, merge_adapters
+from selftrain.agentps.dataset import Example, question_set
+from selftrain.agentps.decisions import QuestionDecision, decided
+from selftrain.agentps.evaluate import score
+from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.manifest_writing import write_manifest
@@ -160,3 +164,42 @@ def questioned_run(home):
         "[classifier]\nepochs = 20\n[selection]\nk = 10\n[rounds]\nmax = 2\n"
     )
     list(start(recipe, home / "run").rounds())
+
+
+# ---- merged checkpoints, and posts for their servers ----------------------------------------------------
+
+SHOWN = ModelSettings(
+    base="tiny", rank=4, alpha=8, hidden=16, max_tokens=256, frames=Frames(2, 90, 60, repeat=False)
+)
+
+
+def albums(folder):
+    """Posts of 0 to 4 pictures, which are sampled down to 2, and one whose picture cannot be read."""
+    shown = [(), ("red",), ("blue",), ("blue", "green"), ("green", "blue"), ("red", "red", "green", "blue")]
+    posts = []
+    for number, colors in enumerate(shown):
+        files = tuple(folder / f"{number}-{place}.png" for place in range(len(colors)))
+        for color, file in zip(colors, files, strict=True):
+            picture(color).save(file)
+        posts.append(Example(f"p{number}", "the same words", files, ()))
+    (folder / "broken.png").write_bytes(b"no picture")
+    return [*posts, Example("broken", "the same words", (folder / "broken.png",), ())]
+
+
+def merged_and_scored(built, made, task, posts, folder):
+    """Move what is trained and merge it; return the folder and what transformers says of the posts."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for one in built.model.parameters():
+            if one.requires_grad:
+                one.add_(torch.randn(one.shape, generator=generator) * 0.02)
+    decisions = tuple(QuestionDecision(slope=0.5, threshold=0.4) for _ in built.questions.all)
+    # one at a time, as a server's posts are
+    expected = [decided(decisions, one) for one in score(built.model, built.collator, posts, batch_size=1)]
+    about = {
+        "format": FORMAT, "finished": True, "architecture": made.model_dump(mode="json"),
+        "questions": {one.name: list(one.answers) for one in built.questions.all},
+        "base_fingerprint": "", "best_epoch": 1, "precision": "float32", "decisions": {},
+    }  # fmt: skip
+    merge_adapters(AgentPSModel(folder, task, made, built, about, decisions, ""), folder / "merged")
+    return folder / "merged", expected

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +18,11 @@ from backbones.torchvision_compat import ensure_torchvision
 
 ensure_torchvision()
 
-WIDTH = 32
+WIDTH = 64
 ROWS = 640  # of every table of embeddings: more than there are tokens, as hubs save them
 _TEXT = {
     "vocab_size": ROWS, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
 _SIGLIP = {
@@ -28,7 +30,7 @@ _SIGLIP = {
     "image_size": 28, "patch_size": 14,
 }  # fmt: skip
 _SIZE = {"height": 28, "width": 28}
-_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 8]}
 _WORDS = (
     "Post: a short one. Is there a face? Is it a joke? Is it harmful? much longer text awful lovely day"
     " Is there an insult? What is the tone? Is this post rude: insults somebody? user assistant two pictures"
@@ -187,7 +189,7 @@ def qwen3_vl() -> Family:
 
     tokenizer = tokenizer_of(_QWEN)
     config = hf.Qwen3VLConfig(
-        text_config=_TEXT | {"head_dim": 8, "rope_parameters": _MROPE | {"mrope_interleaved": True}},
+        text_config=_TEXT | {"head_dim": 32, "rope_parameters": _MROPE | {"mrope_interleaved": True}},
         vision_config=_QWEN3_VISION | {"deepstack_visual_indexes": [0]}, tie_word_embeddings=True,
         **_qwen_ids(tokenizer),
     )  # fmt: skip
@@ -199,12 +201,12 @@ def qwen35() -> Family:
 
     tokenizer = tokenizer_of(_QWEN)
     linear = {
-        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 2,
         "linear_num_value_heads": 2, "layer_types": ["linear_attention", "full_attention"],
     }  # fmt: skip
-    rope = _MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+    rope = _MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2]}
     config = hf.Qwen3_5Config(
-        text_config=_TEXT | linear | {"head_dim": 16, "rope_parameters": rope},
+        text_config=_TEXT | linear | {"head_dim": 32, "rope_parameters": rope},
         vision_config=_QWEN3_VISION, tie_word_embeddings=True, **_qwen_ids(tokenizer),
     )  # fmt: skip
     return Family(_made(hf.Qwen3_5ForConditionalGeneration, config), _qwen3_processor(tokenizer))
@@ -239,9 +241,10 @@ def gemma3() -> Family:
 
     tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft>"}
     tokenizer = tokenizer_of(tokens, bos=True)
+    tokenizer.add_tokens(["\n" * count for count in range(1, 5)])  # as its own one has; vLLM looks them up
     config = hf.Gemma3Config(
         text_config=hf.Gemma3TextConfig(
-            **_TEXT, head_dim=8, query_pre_attn_scalar=8, sliding_window=16,
+            **_TEXT, head_dim=32, query_pre_attn_scalar=8, sliding_window=16,
             layer_types=["sliding_attention", "full_attention"],
         ),
         vision_config=hf.SiglipVisionConfig(**_SIGLIP, vision_use_head=False), mm_tokens_per_image=4,
@@ -261,10 +264,10 @@ def mistral3() -> Family:
     tokenizer = tokenizer_of({"image_token": "[IMG]"}, "[IMG_BREAK]", "[IMG_END]", bos=True)
     vision = {
         "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 56, "patch_size": 14, "head_dim": 16,
+        "image_size": 56, "patch_size": 14, "head_dim": 32,
     }  # fmt: skip
     config = hf.Mistral3Config(
-        vision_config=hf.PixtralVisionConfig(**vision), text_config=hf.MistralConfig(**_TEXT, head_dim=8),
+        vision_config=hf.PixtralVisionConfig(**vision), text_config=hf.MistralConfig(**_TEXT, head_dim=32),
         image_token_index=tokenizer.image_token_id, spatial_merge_size=2,
     )  # fmt: skip
     processor = hf.PixtralProcessor(
@@ -281,7 +284,7 @@ def llava_next() -> Family:
     tokenizer = tokenizer_of({"image_token": "<image>"}, bos=True)
     pinpoints = [[28, 56], [56, 28]]
     config = hf.LlavaNextConfig(
-        vision_config=hf.CLIPVisionConfig(**_SIGLIP), text_config=hf.MistralConfig(**_TEXT, head_dim=8),
+        vision_config=hf.CLIPVisionConfig(**_SIGLIP), text_config=hf.MistralConfig(**_TEXT, head_dim=32),
         image_token_index=tokenizer.image_token_id, image_grid_pinpoints=pinpoints, image_seq_length=4,
     )  # fmt: skip
     processor = hf.LlavaNextProcessor(
@@ -302,7 +305,9 @@ def lfm2_vl() -> Family:
         "image_thumbnail_token": "<|img_thumbnail|>",
     }  # fmt: skip
     tokenizer = tokenizer_of(tokens, bos=True)
-    text = hf.Lfm2Config(**_TEXT, layer_types=["conv", "full_attention"], block_multiple_of=32)
+    kinds = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}
+    # widths that transformers asks for no more; they stand in hubs' files, and vLLM reads them
+    text = hf.Lfm2Config(**_TEXT, **kinds, conv_dim=WIDTH, block_dim=WIDTH)
     vision = {
         "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "patch_size": 14, "num_patches": 16, "vision_use_head": False,
@@ -360,3 +365,36 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "LFM2-VL": lfm2_vl,
     "SmolVLM2": smolvlm2,
 }
+LIMITS = {
+    "LLaVA-OneVision": (
+        "one picture a post: of more it cuts each into tiles, training does not",
+        "of a post with 2 pictures the server makes .* leave --server out",
+    ),
+    "Gemma-3": (
+        "no: on a CPU the tokens of a picture see only those before them",
+        "each token sees those after it, too",
+    ),
+    "Qwen3.5": ("no: on a CPU its linear attention wants bfloat16", "does not answer"),
+    "LFM2-VL": ("no: on a CPU its states are others, of words too", "an LFM2-VL, of which vLLM"),
+}
+"""Family -> what vLLM cannot, as the table says it; and the error."""
+
+
+def as_from_a_hub(family: Family, folder: Path) -> Family:
+    """Return it as loaded from files, whose names for the layers of CLIP and SigLIP are those of hubs.
+
+    transformers gives them names of its own, and writes the hubs' ones again where it has read them.
+    """
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForImageTextToText
+
+    family.whole.save_pretrained(folder)
+    if type(getattr(family.whole.base_model, "vision_tower", None)).__name__.startswith(("CLIP", "Siglip")):
+        file = folder / "model.safetensors"
+        tensors = {
+            re.sub(r"\bvision_tower\.", "vision_tower.vision_model.", name): one
+            for name, one in load_file(file).items()
+        }
+        save_file(tensors, file, {"format": "pt"})
+    whole = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    return Family(whole, family.processor)

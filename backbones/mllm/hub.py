@@ -32,7 +32,7 @@ class HubReader:
     """Prompts through the processor of a model; a `Reader` of `max_tokens`, images aside.
 
     An `album` of several pictures is given as images or as frames of one video, which costs far fewer tokens
-    a picture (LLaVA-OneVision: 196 instead of 730).
+    a picture (LLaVA-OneVision: 196 instead of 730). `first_token` says whether the tokenizer writes it.
 
     Raises:
         PromptFitError: The words leave no room for a post, there is no chat template, or an album is to be a
@@ -56,8 +56,8 @@ class HubReader:
             )
         bare = self._chat("", 0)
         # chat templates that write the first token themselves would get a second one from the tokenizer
-        self._first_token = not (tokenizer.bos_token and bare.startswith(tokenizer.bos_token))
-        marks = len(tokenizer(bare, add_special_tokens=self._first_token)["input_ids"])
+        self.first_token = not (tokenizer.bos_token and bare.startswith(tokenizer.bos_token))
+        marks = len(tokenizer(bare, add_special_tokens=self.first_token)["input_ids"])
         turns = self._turns() if wording.rounds else ONE_TURN
         self.words = Words(tokenizer, wording, max_tokens, marks, turns)
         self._tokens: dict[int, int] = {0: 0}  # pictures of a post -> what they take
@@ -83,7 +83,7 @@ class HubReader:
         try:
             batch = self._processor(
                 text=texts, **media, padding=True, padding_side=self._padding, return_tensors="pt",
-                add_special_tokens=self._first_token,
+                add_special_tokens=self.first_token,
             )  # fmt: skip
         except (ValueError, ImportError) as error:
             raise PromptFitError(

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agents.vllm.command import free_port
@@ -54,7 +54,9 @@ def served(data: Path) -> dict[str, float]:
 
 
 @contextmanager
-def pooling_server(interpreter: Interpreter, folder: Path, log: Path) -> Iterator[str]:
+def pooling_server(
+    interpreter: Interpreter, folder: Path, log: Path, dtype: str = "float32"
+) -> Iterator[str]:
     """The address of a vLLM server that gives a merged checkpoint's hidden states; ended with the context.
 
     Raises:
@@ -63,7 +65,7 @@ def pooling_server(interpreter: Interpreter, folder: Path, log: Path) -> Iterato
     port = free_port()
     command = [
         str(interpreter.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder),
-        "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32",
+        "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", dtype,
         "--max-model-len", "1024", *FLAGS,
     ]  # fmt: skip
     own = {
@@ -79,7 +81,8 @@ def pooling_server(interpreter: Interpreter, folder: Path, log: Path) -> Iterato
             _wait(address, process, log)
             yield address
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one that ended by itself, whose words are told
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -2,7 +2,9 @@
 
 vLLM's `token_embed` pooling gives the last hidden state of every token, before any scaling to unit length:
 the states at the answer tokens are those that the heads were trained on (measured: docs/experiments.md).
-Words alone: token ids are sent, and a server takes no pictures beside them.
+Words alone are sent as token ids. Pictures go with the words of a chat, which the server lays out and
+expands by the checkpoint's own template and processor: once for each number of pictures its tokens are
+compared with those of training, and for every post their number.
 
 Shape legend: ``L`` tokens of a prompt, ``D`` width, ``Q`` questions, ``K`` answers of a question.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import time
@@ -18,20 +21,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from msgspec import Struct
+from PIL.Image import Image
 from torch import Tensor
 
+from agents.client.base import Picture, picture
 from agents.client.endpoints import MOST_BYTES
-from agents.client.messages import BrokenAnswerError, read_body, read_cards
+from agents.client.messages import BrokenAnswerError, content_parts, read_body, read_cards
 from agents.vllm.check import fetch
+from backbones.errors import ImageError
 from backbones.mllm.answering import ASKING, AnswerHeads
+from backbones.mllm.hub import HubReader
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import Prompt, Reader, answer_positions
 from backbones.prefetch import prefetch
+from selftrain._util.files import read_json
 from selftrain._util.printable import first_of
 from selftrain.agentps.checkpoint import (
     HEADS,
@@ -45,11 +54,12 @@ from selftrain.agentps.checkpoint import (
 from selftrain.agentps.dataset import Example, QuestionSet, example, question_set
 from selftrain.agentps.decisions import decided
 from selftrain.agentps.evaluate import ScoredPost
+from selftrain.agentps.frames import load_frames
 from selftrain.agentps.predict import to_prediction, warn_of_notes
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.posts import Post
 from selftrain.data.task import load_task
-from selftrain.errors import ModelError, ServingError
+from selftrain.errors import MediaError, ModelError, ServingError
 from selftrain.models.predictor import Prediction
 
 FLAGS = (
@@ -58,6 +68,10 @@ FLAGS = (
 )  # fmt: skip
 """What vLLM is to be started with; `use_activation` would scale the states to unit length."""
 _EXPECTED = f"Expected a vLLM server started with {' '.join(FLAGS)}"
+# kinds of models of which vLLM gives other states without a word, with pictures or without
+_WRONG = {"lfm2_vl": "is an LFM2-VL, of which vLLM on a CPU gives other states, of words too"}
+_BOTH_WAYS = "has pictures within which each token sees those after it, too; vLLM leaves that out on a CPU"
+_WRONG_SHOWN = dict.fromkeys(("gemma3", "paligemma"), _BOTH_WAYS)
 _PAUSES = (0.5, 2.0)  # seconds before a request is repeated that a busy or restarted server did not answer
 
 
@@ -70,29 +84,30 @@ class _States(Struct):
     data: list[_State]
 
 
+class _Tokens(Struct):
+    tokens: list[int]
+
+
 class ServedModel:
     """Scores posts with a language model behind an endpoint; a `selftrain.models.predictor.Predictor`.
 
     The endpoint is the URL of a vLLM server with `FLAGS` that serves `folder`, as `selftrain agentps train
-    --merge` wrote it. A request holds `batch` posts, and `timeout` is in seconds.
+    --merge` wrote it. A request holds `batch` posts; where the model was trained on pictures it holds one,
+    and `batch` are under way at once. `timeout` is in seconds.
 
     Raises:
-        ModelError: No merged checkpoint, or one that was trained on pictures.
+        ModelError: No merged checkpoint, or one whose pictures no server takes.
     """
 
     kind = "agentps"
     calibrated = True
-    picture_side = None
 
     def __init__(
         self, folder: Path, endpoint: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0
     ) -> None:
         about = read_about(folder, MERGED)
         made = settings_of(about, folder / MERGED)
-        if made.frames is not None:
-            raise ModelError(
-                f"{folder} was trained on pictures; a server takes words alone: leave --server out"
-            )
+        self.picture_side = None if made.frames is None else max(made.frames.width, made.frames.height)
         self.task = load_task(folder / "task.toml")
         self.asked: QuestionSet = question_set(
             self.task, made.variant, policy=made.policy, rounds=made.rounds
@@ -101,6 +116,7 @@ class ServedModel:
         self._reader: Reader = load_reader(
             folder, made.base, self.asked.wording, made.padding, made.max_tokens
         )
+        _check_served(folder, made, self._reader)
         self._heads = _heads(folder, made, self.asked)
         first: Any = self._heads[0]
         self._width = int(first[0].normalized_shape[0])
@@ -111,7 +127,10 @@ class ServedModel:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         digest.update((folder / HEADS).read_bytes())
         self.fingerprint = digest.hexdigest()
-        self._made, self._batch, self._requests = made, batch, requests
+        self._made = made
+        self._batch, self._requests = (batch, requests) if made.frames is None else (1, batch)
+        # of a tokenizer, which threads may not share; numbers of pictures whose prompt was looked up
+        self._reading, self._compared = Lock(), {0}
         self._endpoint, self._timeout = endpoint.rstrip("/"), timeout
         self._name = self._served_name()
 
@@ -131,12 +150,57 @@ class ServedModel:
             yield from batch
 
     def _score_batch(self, posts: Sequence[Example]) -> list[ScoredPost]:
-        prompts = [self._reader.read([Prompt(one.text)])["input_ids"] for one in posts]
-        states = self._states([ids[0].tolist() for ids in prompts])
+        try:
+            prompts = [self._prompt(one) for one in posts]
+        except (ImageError, MediaError) as error:  # of the only one: pictures go alone
+            return [ScoredPost(posts[0], (), str(error))]
+        with self._reading:
+            read = [self._reader.read([one])["input_ids"] for one in prompts]
+        asked = {"input": [ids[0].tolist() for ids in read]}
+        if prompts[0].images:
+            asked = self._chat(prompts[0])
+            self._compare(asked, read[0][0].tolist(), len(prompts[0].images))
+        states = self._states(asked, [ids.shape[1] for ids in read])
         return [
             decided(self._decisions, ScoredPost(post, self._answers(one, ids)))
-            for post, one, ids in zip(posts, states, prompts, strict=True)
+            for post, one, ids in zip(posts, states, read, strict=True)
         ]
+
+    def _prompt(self, post: Example) -> Prompt:
+        frames = self._made.frames
+        return Prompt(post.text, () if frames is None else load_frames(post.pictures, frames))
+
+    def _chat(self, prompt: Prompt) -> dict[str, Any]:
+        """Return what asks for a post with pictures, for the endpoint to lay out as `HubReader` does."""
+        assert isinstance(self._reader, HubReader)
+        with self._reading:
+            words = self._reader.words.around(prompt.text)
+        sent = {id(one): _png(one) for one in prompt.images}  # one that is shown again is encoded once
+        parts: list[str | Picture] = [*(sent[id(one)] for one in prompt.images), words]
+        return {
+            "messages": [{"role": "user", "content": content_parts(parts)}],
+            "add_generation_prompt": True, "add_special_tokens": self._reader.first_token,
+        }  # fmt: skip
+
+    def _compare(self, asked: dict[str, Any], ids: list[int], pictures: int) -> None:
+        """Raise ServingError where the server makes another prompt of so many pictures than training did."""
+        if pictures in self._compared:
+            return
+        came = ask(f"{self._endpoint}/tokenize", {"model": self._name} | asked, self._timeout)
+        try:
+            found = read_body(came, _Tokens).tokens
+        except BrokenAnswerError as error:
+            raise ServingError(f"{self._endpoint} tells no tokens ({error}). {_EXPECTED}") from error
+        if found != ids:
+            same = next((i for i, pair in enumerate(zip(found, ids, strict=False)) if len({*pair}) > 1), None)
+            at = min(len(found), len(ids)) if same is None else same
+            raise ServingError(
+                f"of a post with {pictures} pictures the server makes {len(found)} tokens, expected the"
+                f" {len(ids)} of training; they differ from token {at} on. Serve the merged checkpoint itself"
+                " with its own chat template and processor; where that is served, this vLLM reads its"
+                " pictures in another way: leave --server out"
+            )
+        self._compared.add(pictures)
 
     def _answers(self, states: Tensor, ids: Tensor) -> tuple[Any, ...]:
         """Turn the hidden states [L, D] of a prompt into the probabilities [K] of each question."""
@@ -150,9 +214,10 @@ class ServedModel:
             logits = self._heads([one[None] for one in read])
         return tuple(torch.softmax(one[0], 0).numpy() for one in logits)
 
-    def _states(self, prompts: list[list[int]]) -> list[Tensor]:
-        body = {"model": self._name, "input": prompts, "task": "token_embed", "encoding_format": "base64"}
-        sizes = [len(ids) * self._width for ids in prompts]
+    def _states(self, asked: dict[str, Any], tokens: list[int]) -> list[Tensor]:
+        """Return the states [L, D] of the prompts that are asked for, which have so many tokens."""
+        body = {"model": self._name, "task": "token_embed", "encoding_format": "base64"} | asked
+        sizes = [count * self._width for count in tokens]
         # four bytes a number, in base64, and as much room again
         came = ask(f"{self._endpoint}/pooling", body, self._timeout, MOST_BYTES + 12 * sum(sizes))
         try:
@@ -164,7 +229,7 @@ class ServedModel:
         if lengths != sizes or not all(np.isfinite(one).all() for one in found):
             raise ServingError(
                 f"the server gave {lengths[:3]} numbers, expected {sizes[:3]}, finite ones: a state of"
-                f" {self._width} a token. Start it with {' '.join(FLAGS)}"
+                f" {self._width} a token. Serve the merged checkpoint with {' '.join(FLAGS)}"
             )
         return [torch.from_numpy(one.copy()).view(-1, self._width) for one in found]
 
@@ -199,6 +264,33 @@ def ask(url: str, body: object, seconds: float, most_bytes: int = MOST_BYTES) ->
     if reply.status != 200:
         raise ServingError(f"{url} answered: {reply.words}. {_EXPECTED}")
     return reply.body
+
+
+def _check_served(folder: Path, made: ModelSettings, reader: Reader) -> None:
+    kind, shown = _family(folder / "config.json"), made.frames is not None
+    fault = _WRONG.get(kind) or (_WRONG_SHOWN.get(kind) if shown else None)
+    if shown and not isinstance(reader, HubReader):
+        fault = f"was trained on pictures with {made.base}, of which vLLM can serve words alone"
+    elif shown and made.album == "video":
+        fault = 'has model.album = "video", and a server samples the frames of a video anew'
+    if fault:
+        raise ModelError(f"{folder} {fault}. Leave --server out, or train on another model")
+
+
+def _family(file: Path) -> str:
+    try:
+        return str(read_json(file)["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{file} names no kind of model ({error}): write the merged checkpoint again"
+        ) from error
+
+
+def _png(image: Image) -> Picture:
+    """Return a picture with every pixel as it is."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return picture(file.getvalue(), "image/png")
 
 
 def _heads(folder: Path, made: ModelSettings, asked: QuestionSet) -> AnswerHeads:

@@ -169,7 +169,7 @@ def predict(
     server: Annotated[
         str | None,
         option(
-            "MODEL is a merged checkpoint, and vLLM serves it there for token_embed: words alone.",
+            "MODEL is a merged checkpoint, and vLLM serves it there for token_embed.",
             metavar="URL",
         ),
     ] = None,

@@ -127,18 +127,26 @@ def test_a_model_has_no_name_that_hides_or_breaks_a_line(name):
                 {"data": []},
             )
         ),
+        *(
+            ("/tokenize", one)
+            for one in ({}, {"tokens": None}, {"tokens": ["x"]}, {"tokens": []}, {"tokens": [10**30]}, [1])
+        ),
     ],
 )  # fmt: skip
 def test_what_is_no_model_and_no_state_is_said(path, body, monkeypatch):
     monkeypatch.setattr(served, "_PAUSES", ())
     model, told = object.__new__(served.ServedModel), []
-    model._timeout, model._width, model._name = 20.0, 4, "tiny"
+    model._timeout, model._width, model._name, model._compared = 20.0, 4, "tiny", set()
 
     async def scenario():
         stub = await ChatStub(usual=says(body)).start()
         stub._get = lambda _: json_reply(body)
         model._endpoint = stub.url
-        do = model._served_name if path == "/v1/models" else lambda: model._states([[1, 2]])
+        do = {
+            "/v1/models": model._served_name,
+            "/pooling": lambda: model._states({"input": [[1, 2]]}, [2]),
+            "/tokenize": lambda: model._compare({"messages": []}, [1, 2], 1),
+        }[path]
         try:
             await asyncio.to_thread(do)
         except ServingError as error:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
+from agentps_helpers import SHOWN, albums, merged_and_scored
+from agentps_helpers import TASK as RUDE
+from mllm_families import FAMILIES, LIMITS, as_from_a_hub
 
 from runs.bench.agentps_served import pooling_server
-from selftrain.agentps.checkpoint import FORMAT, AgentPSModel, merge_adapters
-from selftrain.agentps.dataset import Example
-from selftrain.agentps.decisions import QuestionDecision, decided
-from selftrain.agentps.evaluate import score
-from selftrain.agentps.model import build
+from selftrain.agentps.dataset import Example, question_set
+from selftrain.agentps.model import assemble, build
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.agentps.served import ServedModel
 from selftrain.data.importers.hateful_memes import TASK
-from selftrain.errors import ServingError
+from selftrain.errors import ModelError, ServingError
 
 pytestmark = pytest.mark.vllm
 POSTS = [
@@ -26,37 +25,54 @@ POSTS = [
 ]
 
 
-@pytest.fixture
-def merged(tmp_path):
-    """An embedded model whose adapters were moved, merged; and what transformers says."""
-    made = ModelSettings(rank=8, alpha=16)
-    built = build(made, TASK)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for one in built.model.parameters():
-            if one.requires_grad:
-                one.add_(torch.randn(one.shape, generator=generator) * 0.02)
-    decisions = tuple(QuestionDecision(slope=0.5, threshold=0.4) for _ in built.questions.all)
-    expected = [decided(decisions, one) for one in score(built.model, built.collator, POSTS)]
-    about = {
-        "format": FORMAT, "finished": True, "architecture": made.model_dump(mode="json"),
-        "questions": {one.name: list(one.answers) for one in built.questions.all},
-        "base_fingerprint": "", "best_epoch": 1, "precision": "float32", "decisions": {},
-    }  # fmt: skip
-    merge_adapters(AgentPSModel(tmp_path, TASK, made, built, about, decisions, ""), tmp_path / "merged")
-    return tmp_path / "merged", expected
+def farthest(scored, expected):
+    """The largest difference of any probability; posts are the same, in order."""
+    assert [one.example.id for one in scored] == [one.example.id for one in expected]
+    return max(
+        np.abs(a - b).max()
+        for one, other in zip(scored, expected, strict=True)
+        for a, b in zip(one.answers, other.answers, strict=True)
+    )
 
 
 @pytest.mark.usefixtures("alone")
-def test_scores_of_a_server_are_those_of_transformers(merged, interpreter, tmp_path):
-    folder, expected = merged
+def test_scores_of_a_server_are_those_of_transformers(interpreter, tmp_path):
+    made = ModelSettings(rank=8, alpha=16)
+    folder, expected = merged_and_scored(build(made, TASK), made, TASK, POSTS, tmp_path)
     with pooling_server(interpreter, folder, tmp_path / "log") as address:
         served = list(ServedModel(folder, address, batch=2).score(POSTS))
-    assert [one.example.id for one in served] == [one.id for one in POSTS]
-    for one, other in zip(served, expected, strict=True):
-        for a, b in zip(one.answers, other.answers, strict=True):
-            assert np.abs(a - b).max() < 1e-4
+    assert farthest(served, expected) < 1e-4
     # posts differ, so that equal scores say something
     assert np.abs(expected[0].answers[-1] - expected[2].answers[-1]).max() > 1e-3
     with pytest.raises(ServingError, match="is it up"):
         ServedModel(folder, address, timeout=5)
+
+
+USUAL = "Qwen2.5-VL"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=() if one == USUAL else pytest.mark.slow) for one in FAMILIES]
+)
+@pytest.mark.usefixtures("alone")
+def test_pictures_are_read_as_in_training(name, interpreter, tmp_path):
+    base = as_from_a_hub(FAMILIES[name](), tmp_path / "hub").base()
+    built = assemble(SHOWN, question_set(RUDE, SHOWN.variant), base)
+    folder, expected = merged_and_scored(built, SHOWN, RUDE, albums(tmp_path), tmp_path)
+    posts = [one.example for one in expected]
+    if name in LIMITS:
+        with pytest.raises((ServingError, ModelError), match=LIMITS[name][1]):
+            _served(interpreter, folder, posts, tmp_path / "log")
+        return
+    scored = _served(interpreter, folder, posts, tmp_path / "log")
+    broken, said = scored.pop(), expected.pop()
+    assert broken.reason == said.reason != ""
+    assert farthest(scored, expected) < 1e-5
+    # pictures and their order count, so that equal scores say something
+    finals = np.array([one.answers[-1][0] for one in expected])
+    assert np.abs(np.diff(finals)).min() > 1e-5
+
+
+def _served(interpreter, folder, posts, log):
+    with pooling_server(interpreter, folder, log) as address:
+        return list(ServedModel(folder, address, batch=2).score(posts))
