@@ -4,6 +4,7 @@
 # make test-vllm    tests against real vLLM servers; makes .venv-vllm first
 # make cases        what people bring and strangers try: those tests, and their tables in docs/reliability.md
 # make kills        230 commands interrupted at random moments, and their tables in docs/reliability.md
+# make studies      the quick run of every study, those of minutes too
 # make lowest       every dependency at its lower bound, in an environment of its own: quickstart and some tests
 # make lock         every package with its hashes: requirements.lock and, for development, requirements-dev.lock
 # make lint         ruff and mypy alone
@@ -40,7 +41,7 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_CREATED := $(VLLM_VENV)/.created
 VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 
-.PHONY: quickstart test cases kills lowest lock lint vllm test-vllm bench clean
+.PHONY: quickstart test cases kills studies lowest lock lint vllm test-vllm bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -59,6 +60,9 @@ cases: $(INSTALLED_DEV)
 kills: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest \
 		-m "slow or not slow" tests/integration/test_kill_matrix.py tests/integration/test_ray_kills.py
+
+studies: $(INSTALLED_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" -rfEs tests/integration/test_studies.py
 
 lowest: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -rfE tests/integration/test_wheel.py

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs.bench.judges import METHODS, WITHOUT_AGENTS, JudgedSet, measure_seed, tables
+from runs.bench.loop_study import cut
 from runs.bench.study import Figures, seeds_of
 from selftrain.errors import DataError
 
@@ -35,6 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--n", default="100", help="numbers of labels, by commas (default: 100)")
     parser.add_argument("--seeds", default="0..4", help="as 0..4, or by commas (default: 0..4)")
     parser.add_argument("--asked", default="500,all", help="posts that may be asked about (default: 500,all)")
+    parser.add_argument("--most", type=int, help="posts of each class that are used, drawn once")
     parser.add_argument("--accuracy", type=float, default=0.8, help="of each agent (default: .8)")
     parser.add_argument("--shared", type=float, default=0.7, help="see `agents.shared` (default: .7)")
     parser.add_argument("--methods", default=",".join(SHOWN), help=f"by commas (default: {', '.join(SHOWN)})")
@@ -57,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
     if unknown := [method for method in methods if method not in METHODS]:
         raise DataError(f"no method is called {unknown}: expected some of {', '.join(METHODS)}")
     figures, name = Figures(args.json), f"emotion, agents {args.accuracy:g}, shared {args.shared:g}"
+    name += "" if args.most is None else f", {args.most} of each class"
     sizes, budgets = tuple(map(int, args.n.split(","))), args.asked.split(",")
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as place:
         folder = Path(place)
         imported = import_named("tweeteval-emotion", source, folder)
+        if args.most is not None:
+            cut(imported.manifest, args.most)
         task = load_task(imported.task)
         posts = tuple(read_manifest(imported.manifest, task).posts)
         for seed in seeds_of(args.seeds):

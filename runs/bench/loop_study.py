@@ -129,9 +129,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {sources}")
         parser.add_argument("--n", default=",".join(map(str, sets[0].sizes)), help="numbers of labels")
         parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
+        parser.add_argument("--most", type=int, help="posts of each class that are used, drawn once")
         parser.add_argument(
             "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
         )
+        parser.add_argument("--peers", default="all", help="'all', or names of baselines by commas")
         parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
         parser.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
@@ -144,17 +146,30 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: The data is not there; the message says where to get it.
     """
+    from runs.bench.baselines import BASELINES
+
     figures = Figures(args.json)
-    methods = list(ABLATION) if args.methods == "all" else args.methods.split(",")
-    if unknown := set(methods) - set(ABLATION):
-        raise DataError(f"no method is called {sorted(unknown)}: expected some of {', '.join(ABLATION)}")
+    methods = [
+        *(BASELINES if args.peers == "all" else _known(args.peers, BASELINES)),
+        *(ABLATION if args.methods == "all" else _known(args.methods, ABLATION)),
+    ]
     for study in args.sets:
-        _one_set(study, figures, methods, args)
+        chosen = study if args.most is None else study._replace(most=args.most)
+        _one_set(chosen, figures, methods, args)
     return 0
+
+
+def _known(names: str, known: Mapping[str, object]) -> list[str]:
+    chosen = names.split(",")
+    if unknown := sorted(set(chosen) - set(known)):
+        raise DataError(f"no method is called {unknown}: expected some of {', '.join(known)}")
+    return chosen
 
 
 def _one_set(study: LoopStudy, figures: Figures, methods: Sequence[str], args: argparse.Namespace) -> None:
     sizes, seeds = (tuple(map(int, text.split(","))) for text in (args.n, args.seeds))
+    # with fewer posts, or another recipe, the same method is another
+    changes = [*([] if args.most is None else [f"most={args.most}"]), *args.set]
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         overrides = [*import_data(study, args.data, Path(folder)), *args.set]
         for n in sizes:
@@ -167,18 +182,19 @@ def _one_set(study: LoopStudy, figures: Figures, methods: Sequence[str], args: a
                     n=n,
                     seed=seed,
                     overrides=chosen,
-                    changes=args.set,
+                    changes=changes,
                     folder=Path(folder),
                 )
-        whole = named(WHOLE, args.set)
-        if study not in WORDS and not figures.has(study.name, whole, sizes[0], seeds[0]):
+        whole = named(WHOLE, changes)
+        of_its_own = study.name in (HSOL.name, HARMEME.name) and args.most is None
+        if of_its_own and not figures.has(study.name, whole, sizes[0], seeds[0]):
             chosen = [*overrides, f"seed={seeds[0]}", f"data.labelled={sizes[0]}"]
             values = _whole_run(study, chosen, Path(folder))
             figures.add(
                 [Figure(study.name, study.name, whole, sizes[0], seeds[0], *v) for v in values.items()]
             )
     print("\n".join(figures.table(study.name)))
-    print("\n".join(gains(figures, study.name, sizes, named("ours", args.set))))
+    print("\n".join(gains(figures, study.name, sizes, named("ours", changes))))
 
 
 def import_data(study: LoopStudy, data: Path, folder: Path) -> list[str]:
@@ -195,13 +211,13 @@ def import_data(study: LoopStudy, data: Path, folder: Path) -> list[str]:
     imported = import_named(study.name, source, folder / "data", allow_missing_images=True)
     settings = [f"data.manifest={imported.manifest}", f"data.task={imported.task}", "data.split=shares"]
     if study.most is not None:
-        _draw(imported.manifest, study.most)
+        cut(imported.manifest, study.most)
         # most of the pool, as on HSOL: 16 of 20 posts are train, some of them labelled or copies of others
         settings.append(f"selection.k={12 * study.most // 10}")
     return settings
 
 
-def _draw(manifest: Path, most: int) -> None:
+def cut(manifest: Path, most: int) -> None:
     """Keep so many posts of each class, always the same ones."""
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line]
     labels = np.array([row["label"] for row in rows])
@@ -224,7 +240,7 @@ def _one_seed(
     """All that is missing for one number of labels and one seed; `changes` are those that were asked for."""
     from runs.bench.baselines import BASELINES
 
-    wanted = [m for m in (*BASELINES, *methods) if not figures.has(study.name, named(m, changes), n, seed)]
+    wanted = [m for m in methods if not figures.has(study.name, named(m, changes), n, seed)]
     if not wanted:
         return
     from backbones import load_backbone

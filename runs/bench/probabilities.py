@@ -67,8 +67,11 @@ def run(args: argparse.Namespace) -> int:
                     continue
                 with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
                     trial = open_trial(judged, backbone, Path(folder), n=n, seed=seed, validation=0.0)
-                for name, values in measure(trial, probs):
-                    figures.add([Figure(STUDY, judged.name, name, n, seed, *one) for one in values.items()])
+                figures.add([  # all at once: a seed that was cut off is measured again as a whole
+                    Figure(STUDY, judged.name, name, n, seed, *one)
+                    for name, values in measure(trial, probs)
+                    for one in values.items()
+                ])  # fmt: skip
     print("\n".join(table(figures, sizes)))
     return 0
 

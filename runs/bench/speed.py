@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hsol/ or harmeme/")
     parser.add_argument("--against", required=True, metavar="REVISION", help="a commit of this checkout")
     parser.add_argument("--set", choices=SETS, default=HSOL.name, help="data set (default: hsol)")
+    parser.add_argument("--most", type=int, help="posts of each class that are used (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: 3)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,39 +45,53 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: The data is not there, or no commit has that name.
     """
-    study, figures = SETS[args.set], Figures(args.json)
+    study, figures = SETS[args.set]._replace(most=args.most), Figures(args.json)
+    revisions = {"before": commit(args.against), "now": commit("HEAD")}
+    of = f"of {revisions['before']} and {revisions['now']}"
+    of += "" if args.most is None else f", {args.most} of each class"
+    missing = [
+        repeat
+        for repeat in range(args.repeats)
+        if not figures.has("speed", f"{RATIO} {of}", 0, repeat, dataset=study.name)
+    ]
+    if missing:
+        for repeat, spent in _pairs(study, args.data, revisions, missing):
+            figures.add([
+                Figure("speed", study.name, f"{name} {of}", 0, repeat, *one)
+                for name, each in spent.items()
+                for one in each._asdict().items()
+            ])  # fmt: skip
+    print("\n".join(figures.table()))
+    return 0
+
+
+def _pairs(
+    study: LoopStudy, data: Path, revisions: Mapping[str, str], repeats: Sequence[int]
+) -> Iterator[tuple[int, dict[str, Spent]]]:
+    """Yield what a run by each side took, and their ratios."""
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name, ExitStack() as opened:
         folder = Path(name)
-        overrides = import_data(study, args.data, folder)
-        revisions = {"before": args.against, "now": "HEAD"}
+        overrides = import_data(study, data, folder)
         sides = {
             side: opened.enter_context(checkout(revision, folder / side))
             for side, revision in revisions.items()
         }
         for side, code in sides.items():  # features are computed, and kept, before the clock starts
             _spent(study, code, folder / f"{side}-features", overrides)
-        for repeat in range(args.repeats):
+        for repeat in repeats:
             spent = {
                 side: _spent(study, code, folder / f"{side}-{repeat}", overrides)
                 # who goes first changes, as the machine may grow busier or idler meanwhile
                 for side, code in sorted(sides.items(), reverse=bool(repeat % 2))
             }
             before, now = spent["before"], spent["now"]
-            ratios = Spent(now.seconds / before.seconds, now.cpu_seconds / before.cpu_seconds)
             same = _scores(folder / f"now-{repeat}") == _scores(folder / f"before-{repeat}")
             told = (
                 f"before {before.told()}; now {now.told()}; scores {'the same' if same else 'NOT the same'}"
             )
             print(told, flush=True)
-            figures.add(
-                [
-                    Figure("speed", study.name, f"{name} of {args.against}", 0, repeat, *one)
-                    for name, each in {**spent, RATIO: ratios}.items()
-                    for one in each._asdict().items()
-                ]
-            )
-    print("\n".join(figures.table()))
-    return 0
+            ratios = Spent(now.seconds / before.seconds, now.cpu_seconds / before.cpu_seconds)
+            yield repeat, {**spent, RATIO: ratios}
 
 
 class Spent(NamedTuple):
@@ -89,19 +104,24 @@ class Spent(NamedTuple):
         return f"{self.seconds:.1f} s ({self.cpu_seconds:.1f} s of the processor)"
 
 
-@contextmanager
-def checkout(revision: str, folder: Path) -> Iterator[Path]:
-    """Lend the files of a commit in a new folder.
+def commit(revision: str) -> str:
+    """Return the short name of a commit.
 
     Raises:
         DataError: git knows no such commit here.
     """
+    asked = ["git", "-C", str(HERE), "rev-parse", "--short", "--verify", f"{revision}^{{commit}}"]
+    found = subprocess.run(asked, check=False, capture_output=True, text=True)
+    if found.returncode:
+        raise DataError(f"--against {revision}: {found.stderr.strip()}; expected a commit of {HERE}")
+    return found.stdout.strip()
+
+
+@contextmanager
+def checkout(revision: str, folder: Path) -> Iterator[Path]:
+    """Lend the files of a commit in a new folder."""
     git = ["git", "-C", str(HERE), "worktree"]
-    added = subprocess.run(
-        [*git, "add", "--detach", str(folder), revision], check=False, capture_output=True, text=True
-    )
-    if added.returncode:
-        raise DataError(f"--against {revision}: {added.stderr.strip()}; expected a commit of {HERE}")
+    subprocess.run([*git, "add", "--detach", str(folder), revision], check=True, capture_output=True)
     try:
         yield folder
     finally:

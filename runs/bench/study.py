@@ -1,11 +1,13 @@
 """What every study has: a file of figures, one JSON line each, that grows as they come.
 
-A study that was stopped goes on: a figure that stands in the file already is not computed again.
+A study that was stopped goes on: a figure that stands in the file already is not computed again. The seed
+that was being written when it was killed is.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 from selftrain.errors import DataError
 
 _VERSIONS = ("selftrain", "torch", "scikit-learn", "numpy", "transformers")
+_BEGINS = '{"study": '
 
 
 class Figure(NamedTuple):
@@ -43,7 +46,16 @@ class Figures:
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
-        self.figures: list[Figure] = list(_read(file)) if file is not None and file.exists() else []
+        self._end: int | None = None  # of the whole groups in the file, where the last one was cut off
+        self.figures: list[Figure] = []
+        if file is not None and file.exists():
+            *lines, last = file.read_bytes().decode(errors="replace").split("\n")
+            # what was cut off has the beginning of a figure; all else is not ours to cut
+            cut_off = bool(last) and last[: len(_BEGINS)] == _BEGINS[: len(last)]
+            known = lines if cut_off or not last else [*lines, last]
+            self.figures = [_read(line, f"{file}, line {at}") for at, line in enumerate(known, 1)]
+            if cut_off:
+                self._forget_the_last(lines)
         self._context = {
             "versions": {name: metadata.version(name) for name in _VERSIONS},
             "machine": ", ".join([platform.machine(), f"{os.cpu_count()} cores", *_card()]),
@@ -60,16 +72,28 @@ class Figures:
         )
 
     def add(self, figures: Sequence[Figure]) -> None:
-        """Keep the figures of one method on one seed; written in one go, so a kill leaves all or none."""
+        """Keep the figures of one method on one seed, in place of what a kill left of the last that were."""
         self.figures += figures
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(figure._asdict() | self._context) + "\n" for figure in figures)
         with self.file.open("a", encoding="utf-8") as file:
+            if self._end is not None:
+                file.truncate(self._end)
+                self._end = None
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+
+    def _forget_the_last(self, lines: list[str]) -> None:
+        """Leave out the seed whose writing a kill or a full disk cut off: it is measured again."""
+        seeds = [one._replace(method="", metric="", value=0) for one in self.figures]
+        last = seeds[-1] if seeds else None
+        while seeds and seeds[-1] == last:
+            seeds.pop()
+        del self.figures[len(seeds) :]
+        self._end = sum(len(line.encode()) + 1 for line in lines[: len(seeds)])
 
     def values(
         self, method: str, n: int, metric: str, *, dataset: str | None = None, asked: str = ""
@@ -110,13 +134,18 @@ def named(method: str, changes: Sequence[str]) -> str:
     return " ".join([method, *changes])
 
 
-def _read(file: Path) -> Iterator[Figure]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record: dict[str, Any] = json.loads(line)
-            kept = {name: record[name] for name in Figure._fields if name != "asked"}
-            yield Figure(**kept, asked=record.get("asked", ""))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}, line {number} is no figure ({error!r}): give another --json, or remove the line"
-            ) from error
+def _check(value: object) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"value {value!r}, expected a number")
+
+
+def _read(line: str, place: str) -> Figure:
+    try:
+        record: dict[str, Any] = json.loads(line)
+        kept = {name: record[name] for name in Figure._fields if name != "asked"}
+        _check(kept["value"])
+        return Figure(**kept, asked=record.get("asked", ""))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{place} is no figure ({error!r}): give another --json, or remove the line"
+        ) from error

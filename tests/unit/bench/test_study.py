@@ -48,6 +48,42 @@ def test_a_foreign_line_is_named(tmp_path: Path) -> None:
         Figures(file)
 
 
+@pytest.mark.parametrize("left", [1, 9, 40, 0.5, -1])
+def test_a_seed_whose_writing_was_cut_off_is_measured_again_and_stands_once(tmp_path: Path, left) -> None:
+    file = tmp_path / "hsol.jsonl"
+    Figures(file).add([figure("ours", 0, 0.9)])
+    whole = file.read_text()
+    Figures(file).add([figure("ours", 1, 0.8), figure("ours", 1, 0.7)._replace(metric="auc")])
+    *_, first, second = file.read_text().splitlines()
+    cut = second[: round(len(second) * left) if left == 0.5 else left]
+    file.write_text(torn := f"{whole}{first}\n{cut}")
+    again = Figures(file)
+    assert again.figures == [figure("ours", 0, 0.9)]
+    assert file.read_text() == torn  # who reads changes nothing
+    again.add([figure("ours", 1, 0.6)])
+    again.add([figure("ours", 2, 0.5)])
+    assert Figures(file).figures == [
+        figure("ours", seed, value) for seed, value in enumerate((0.9, 0.6, 0.5))
+    ]
+
+
+@pytest.mark.parametrize("text", ["notes", "[1, 2", '{"id": 1}'])
+def test_a_file_of_something_else_is_never_cut(tmp_path: Path, text) -> None:
+    (tmp_path / "notes").write_text(text)
+    with pytest.raises(DataError, match="line 1 is no figure"):
+        Figures(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == text
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", '"fast"', "null"])
+def test_a_value_that_is_no_number_is_refused(tmp_path: Path, value) -> None:
+    file = tmp_path / "hsol.jsonl"
+    Figures(file).add([figure("ours", 0, 0.9)])
+    file.write_text(file.read_text().replace('"value": 0.9', f'"value": {value}'))
+    with pytest.raises(DataError, match=r"line 1 is no figure .* expected a number"):
+        Figures(file)
+
+
 def test_gains_pair_by_seed() -> None:
     figures = Figures(None)
     figures.add([figure("ours", 0, 0.9), figure("ours", 1, 0.8), figure("ours", 2, 0.1)])
@@ -71,7 +107,15 @@ def test_figures_of_a_changed_recipe_stand_under_a_name_of_their_own(tmp_path: P
     monkeypatch.setattr(baselines, "BASELINES", {"labels_only": lambda corpus, seed: {"macro_f1": 0.5}})
     monkeypatch.setattr(preparation, "prepare", lambda *_, **__: SimpleNamespace(corpus=None))
     monkeypatch.setattr(backbones, "load_backbone", lambda _: None)
-    given = {"sets": [study], "data": tmp_path, "n": "4", "seeds": "0", "methods": "ours"}
+    given = {
+        "sets": [study],
+        "data": tmp_path,
+        "n": "4",
+        "seeds": "0",
+        "methods": "ours",
+        "peers": "all",
+        "most": None,
+    }
     for changes in ([], ["rounds.max=7"], []):
         loop_study.run(SimpleNamespace(**given, json=tmp_path / "figures.jsonl", set=changes))
     found = [one for one in Figures(tmp_path / "figures.jsonl").figures if one.metric != "seconds"]
