@@ -65,7 +65,7 @@ STUDIES = {
     ),
     "decisions": Study(
         "AgentPS's thresholds, calibration and weights of answers",
-        "--posts 12,12,12 --seeds 0,1 --epochs 1 --weights balanced",
+        "--posts 12,12,12 --seeds 0 --epochs 1 --weights balanced",
     ),
     "report": Study("size of a long run's report, and how fast a browser opens it", "--n 100,1000"),
     "act": Study(

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from runs.bench.judges import values_of
 from runs.bench.study import Figures
 from selftrain.errors import DataError
 
-ALONE, OURS = "labels_only_head", "ours"
+ALONE, AGENTS, OURS = "labels_only_head", "agents_alone", "ours"
 LABEL, CALL = 0.10, 0.001
 """Euros: half a minute of somebody's time at 12 euros an hour; 1,000 tokens read and 100 written at prices of
 .6 and 4 euros a million, as models of some 70 billion weights are let at."""
+TOKENS = 1_100
+"""Read and written in a call, at that price."""
+LEVEL = 0.005
+"""Macro-F1 by which something may be below what it is called as good as."""
 
 
 class Point(NamedTuple):
@@ -29,39 +34,56 @@ class Point(NamedTuple):
         n: Labels by people.
         asked: Posts that models are asked about, as the study calls it; empty: none.
         calls: Answers that took, mean over sets and seeds.
+        seconds: Of computing, features and answers given; median over sets and seeds.
         macro_f1: On test, mean over sets and seeds.
     """
 
     n: int
     asked: str
     calls: float
+    seconds: float
     macro_f1: float
 
     @property
     def told(self) -> str:
         """What was bought, in words."""
         posts = {"": "", "all": ", the whole pool asked"}.get(self.asked, f", {self.asked} posts asked")
-        return f"{self.n} labels{posts}"
+        return f"{self.n or 'no'} labels{posts}"
 
     def price(self, label: float, call: float) -> float:
         """Return the euros that it costs."""
         return self.n * label + self.calls * call
 
+    def cells(self, label: float, call: float) -> list[str]:
+        """Return calls, tokens, seconds and euros, as they are shown."""
+        numbers = f"{self.calls:,.0f}", f"{self.calls * TOKENS / 1e6:.1f}", f"{self.seconds:.1f}"
+        return [*numbers, f"{self.price(label, call):.2f}"]
+
+
+HEAD = ["calls", "million tokens", "seconds", "euros", "macro-F1"]
+
 
 def points(figures: Figures, sets: Sequence[str]) -> list[Point]:
     """Return every point that was measured, on the sets and seeds that all of them share."""
-    kinds = sorted({(f.n, f.asked, f.method) for f in figures.figures if f.method in (ALONE, OURS)})
+    kinds = sorted({(f.n, f.asked, f.method) for f in figures.figures if f.method in (ALONE, AGENTS, OURS)})
+    get = partial(values_of, figures, sets)
     found = {
-        (n, asked, method): values_of(figures, sets, method, n=n, asked=asked, metric="macro_f1")
+        (n, asked, method): get(method, n=n, asked=asked, metric="macro_f1")
         for n, asked, method in kinds
         if asked or method == ALONE
     }
     shared = set.intersection(*map(set, found.values()))
     made = []
+    # to agents alone it is the same how many labels there were
+    least = min((n for n, _, method in kinds if method == AGENTS), default=0)
     for (n, asked, method), values in found.items():
-        calls = values_of(figures, sets, method, n=n, asked=asked, metric="calls") if asked else {}
-        spent = fmean(calls[key] for key in shared) if asked else 0.0
-        made.append(Point(n, asked, spent, fmean(values[key] for key in shared)))
+        if method == AGENTS and n > least:
+            continue
+        calls = get(method, n=n, asked=asked, metric="calls") if asked else dict.fromkeys(shared, 0.0)
+        seconds = get(method, n=n, asked=asked, metric="seconds")
+        calls_of, seconds_of, scores = ([one[key] for key in shared] for one in (calls, seconds, values))
+        labels = 0 if method == AGENTS else n
+        made.append(Point(labels, asked, fmean(calls_of), median(seconds_of), fmean(scores)))
     return made
 
 
@@ -78,12 +100,37 @@ def lines(figures: Figures, sets: Sequence[str], label: float = LABEL, call: flo
     """Yield a table: what is bought, its price, what it brings; bold where it is on the frontier."""
     found = points(figures, sets)
     best = frontier(found, label, call)
-    yield "| | calls | euros | macro-F1 |"
-    yield "|---|---|---|---|"
+    yield f"| | {' | '.join(HEAD)} |"
+    yield "|---" * (len(HEAD) + 1) + "|"
     for point in sorted(found, key=lambda one: one.price(label, call)):
-        value = f"{point.macro_f1:.3f}".removeprefix("0")
+        value = _short(point.macro_f1)
         shown = f"**{value}**" if point in best else value
-        yield f"| {point.told} | {point.calls:,.0f} | {point.price(label, call):.2f} | {shown} |"
+        yield f"| {point.told} | {' | '.join([*point.cells(label, call), shown])} |"
+
+
+def same_gain(
+    figures: Figures, sets: Sequence[str], label: float = LABEL, call: float = CALL
+) -> Iterator[str]:
+    """Yield a table: labels by people, and the cheapest with models, and of models alone, as good as they."""
+    found = points(figures, sets)
+    both, models = [one for one in found if one.n and one.asked], [one for one in found if not one.n]
+    yield f"| as good as | bought | {' | '.join(HEAD)} |"
+    yield "|---" * (len(HEAD) + 2) + "|"
+    for goal in sorted(one for one in found if not one.asked):
+        yield _bought(goal.told, goal, label, call)
+        for chosen in (both, models):
+            reach = [one for one in chosen if one.macro_f1 >= goal.macro_f1 - LEVEL]
+            for one in sorted(reach, key=lambda one: one.price(label, call))[:1]:
+                yield _bought("", one, label, call)
+
+
+def _bought(goal: str, point: Point, label: float, call: float) -> str:
+    cells = [point.told, *point.cells(label, call), _short(point.macro_f1)]
+    return f"| {' | '.join([goal, *cells])} |".replace("|  |", "| |")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
 
 
 def draw(figures: Figures, sets: Sequence[str], file: Path, label: float = LABEL, call: float = CALL) -> None:
@@ -99,7 +146,8 @@ def draw(figures: Figures, sets: Sequence[str], file: Path, label: float = LABEL
     drawn, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for n in sorted({point.n for point in found if point.asked}):
         line = sorted((p for p in found if p.n == n), key=lambda p: p.calls)
-        axes.plot(*_places(line, label, call), marker="o", label=f"{n} labels, then models")
+        told = f"{n} labels, then models" if n else "models alone"
+        axes.plot(*_places(line, label, call), marker="o" if n else "^", label=told)
     alone = sorted(point for point in found if not point.asked)
     axes.plot(*_places(alone, label, call), marker="s", color="#444444", label="labels by people alone")
     best = frontier(found, label, call)
@@ -139,6 +187,7 @@ def run(args: argparse.Namespace) -> int:
     if not sets:
         raise DataError(f"{args.json} has no figure of {OURS!r}: expected what the study `judges` writes")
     print("\n".join(lines(figures, sets, args.label, args.call)))
+    print("\n".join(["", *same_gain(figures, sets, args.label, args.call)]))
     if args.plot is not None:
         draw(figures, sets, args.plot, args.label, args.call)
     return 0

@@ -312,6 +312,22 @@ def _loop(
     return summarise(rounds) | calibration_error(trial.corpus, positions, values)
 
 
+def _agents_alone(trial: Trial, asked: int) -> dict[str, float]:
+    """Learn what the agents agree on, and no label by people: posts are drawn, not chosen by a classifier."""
+    from runs.bench.peers import majority, train_student
+
+    corpus = trial.corpus
+    drawn = np.random.RandomState(trial.seed).permutation(corpus.pool)[:asked]
+    answers, calls = trial.ask(drawn)
+    probs = majority(answers, len(corpus.classes))
+    known = ~np.isnan(probs).any(1)
+    labels = corpus.labels.copy()
+    labels[drawn[known]] = probs[known].argmax(1)
+    told = replace(corpus, labels=labels, labelled=drawn[known])
+    student = train_student(told, *_nothing(told), trial.seed)
+    return trial.score(student) | {"asked": float(len(drawn)), "calls": float(calls)}
+
+
 # ---- agents that are worth nothing ----------------------------------------------------------------------
 
 Answer = Callable[[str | None, str | None, np.random.RandomState], str | None]
@@ -375,6 +391,7 @@ WITHOUT_AGENTS: Mapping[str, Measure] = {
     "active_learning": partial(_baseline, "active_learning"),
 }
 WITH_AGENTS: Mapping[str, Measure] = {
+    "agents_alone": _agents_alone,
     "one_model": partial(_peer, _one_model),
     "majority_hard": partial(_peer, _majority),
     "cleanlab": partial(_peer, _cleaned),

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from runs.bench import frontier
 from runs.bench.act_tables import means_of_ways
 from runs.bench.judges import values_of
+from runs.bench.loop_study import WHOLE
 from runs.bench.paired import points_over, t_over_seeds
 from runs.bench.study import Figures
 from selftrain._util.types import Interval
@@ -304,6 +305,7 @@ def _forms(figures: Figures) -> Iterator[str]:
         yield _line(label, [*(f"{one:.0f}" for one in answered), *shares, *(f"{one:.3f}" for one in auc)])
 
 
+WHOLE_RUN = {"seconds": (WHOLE, "seconds"), "peak memory, MB": (WHOLE, "peak_rss_mb")}
 SERVE = {
     "p99 of honest clients, calm, s": ("calm", "p99"),
     "the same while 20 hostile clients attack, s": ("attacked", "p99"),
@@ -350,6 +352,8 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),
     "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], reference="ours")),
     "frontier": ("judges", lambda figures: frontier.lines(figures, JUDGED)),
+    "whole run": ("hsol", lambda figures: _single(figures, WHOLE_RUN)),
+    "same gain": ("judges", lambda figures: frontier.same_gain(figures, JUDGED)),
     "emotion": ("emotion", lambda figures: points(figures, EMOTION, JUDGES, EVERY_SIZE[:2])),
     "hsol parts": ("hsol", lambda figures: _loop_parts(figures, "hsol")),
     "harmeme parts": ("harmeme", lambda figures: _loop_parts(figures, "harmeme")),

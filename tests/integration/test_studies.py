@@ -1,7 +1,7 @@
 """The studies as they are typed, made quick: each ends, writes its figures, and goes on where it stopped.
 
 What takes minutes is left out unless it is asked for (`make studies`). Of the agents' study the part is here
-that needs no vLLM server; the others are in the tier that has one.
+that needs no vLLM server.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ TYPED = {
         "--data", "{data}/judgments", "--sets", "hatexplain",
         "--methods", "labels_only,dawid_skene,article,ours",
     ],
+    "harmeme": ["--data", "{data}"],
     "words": ["--data", "{data}"],
     "emotion": ["--data", "{data}"],
     "probabilities": ["--data", "{data}/judgments", "--sets", "hatexplain"],
@@ -38,7 +39,6 @@ MINUTES = {
     "act": ["--data", "{data}"],
     "agentps": ["--data", "{data}", "--work", "{tmp}"],
     "decisions": ["--data", "{data}", "--work", "{tmp}"],
-    "harmeme": ["--data", "{data}"],
     "serve": [],
     "soak": [],
     "speed": ["--data", "{data}", "--against", "HEAD"],
@@ -53,14 +53,14 @@ NEEDED = {
 """Study -> packages that are not everywhere; without them it says what to install."""
 
 
-def typed(study, given, data, file, *more):
+def typed(study, given, data, file):
     given = [one.format(data=data, tmp=file.parent) for one in given]
     written = [] if study in WITHOUT_FIGURES else ["--json", file]
-    return ["-m", "runs.bench", study, "--quick", *given, *more, *written]
+    return ["-m", "runs.bench", study, "--quick", *given, *written]
 
 
-def measured(study, given, data, file, *more):
-    done = run(typed(study, given, data, file, *more), cwd=CHECKOUT, timeout=600)
+def measured(study, given, data, file):
+    done = run(typed(study, given, data, file), cwd=CHECKOUT, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     return [] if study in WITHOUT_FIGURES else lines_of(file)

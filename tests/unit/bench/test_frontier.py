@@ -22,6 +22,7 @@ def drawn():
                 found = value + number / 100 + seed
                 made.add([Figure("judges", name, method, n, seed, "macro_f1", found, asked)])
                 made.add([Figure("judges", name, method, n, seed, "calls", 900.0 + 200 * number, asked)])
+                made.add([Figure("judges", name, method, n, seed, "seconds", 2.0 + number, asked)])
     return made
 
 
@@ -41,11 +42,28 @@ def test_only_what_nothing_cheaper_reaches_is_on_the_frontier():
     assert [one.asked for one in frontier.frontier(found, 0.1, 1.0)] == ["", "500"]
     table = list(frontier.lines(drawn(), SETS))
     assert table[2:] == [
-        "| 50 labels | 0 | 5.00 | **.605** |",
-        "| 50 labels, 500 posts asked | 1,000 | 6.00 | **.705** |",
-        "| 100 labels | 0 | 10.00 | .505 |",
-        "| 100 labels, 500 posts asked | 1,000 | 11.00 | .655 |",
+        "| 50 labels | 0 | 0.0 | 2.5 | 5.00 | **.605** |",
+        "| 50 labels, 500 posts asked | 1,000 | 1.1 | 2.5 | 6.00 | **.705** |",
+        "| 100 labels | 0 | 0.0 | 2.5 | 10.00 | .505 |",
+        "| 100 labels, 500 posts asked | 1,000 | 1.1 | 2.5 | 11.00 | .655 |",
     ]
+
+
+def test_models_alone_cost_no_label_and_what_is_as_good_is_the_cheapest_of_its_kind():
+    made = drawn()
+    values = {"macro_f1": 0.603, "calls": 400.0, "seconds": 1.0}
+    for n, name in ((n, name) for n in (50, 100) for name in SETS):
+        made.add([Figure("judges", name, frontier.AGENTS, n, 0, *one, "all") for one in values.items()])
+    table = list(frontier.same_gain(made, SETS))
+    assert table[2:] == [
+        "| 50 labels | 50 labels | 0 | 0.0 | 2.5 | 5.00 | .605 |",
+        "| | 50 labels, 500 posts asked | 1,000 | 1.1 | 2.5 | 6.00 | .705 |",
+        "| | no labels, the whole pool asked | 400 | 0.4 | 1.0 | 0.40 | .603 |",
+        "| 100 labels | 100 labels | 0 | 0.0 | 2.5 | 10.00 | .505 |",
+        "| | 50 labels, 500 posts asked | 1,000 | 1.1 | 2.5 | 6.00 | .705 |",
+        "| | no labels, the whole pool asked | 400 | 0.4 | 1.0 | 0.40 | .603 |",
+    ]
+    assert "no labels" not in " ".join(frontier.same_gain(drawn(), SETS))
 
 
 def test_a_file_without_figures_is_said_in_words(tmp_path, capsys):
