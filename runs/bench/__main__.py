@@ -48,7 +48,7 @@ STUDIES = {
     ),
     "emotion": Study(
         "four classes, agents drawn from the labels: the same rules and peers",
-        "--most 60 --n 40 --seeds 0,1 --asked 80 --methods labels_only,dawid_skene,ours",
+        "--most 60 --n 40 --seeds 0 --asked 80 --methods labels_only,dawid_skene,ours",
     ),
     "frontier": Study(
         "what a euro buys, as labels by people and as answers of models",
