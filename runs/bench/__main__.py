@@ -86,7 +86,7 @@ STUDIES = {
         "--n 2000 --encoded 0 --repeats 1",
     ),
     "speed": Study(
-        "a whole run, features cached, by this code and by that of another commit", "--repeats 1 --most 100"
+        "a whole run, features cached, by this code and by that of another commit", "--repeats 1 --most 300"
     ),
 }
 FAILED = 2
