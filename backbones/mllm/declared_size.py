@@ -7,6 +7,7 @@ would take all memory there is. So the model is drawn without memory first, and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ SLACK = 10_000_000
 FEW = 1000
 """Modules of a kind that any model may have: some numbers are kept that nothing is made of."""
 
-_COUNTS = ("layer", "depth", "expert")
+_COUNTS = re.compile(r"(layers?|depths?|blocks?|experts?)\Z")
 
 
 def check_sizes(name: str, revision: str, kind: Any) -> None:  # noqa: ANN401 -- one of transformers' Auto classes
@@ -87,5 +88,5 @@ def _counts(said: Any, key: str = "") -> Iterator[tuple[str, int]]:  # noqa: ANN
     elif isinstance(said, list):
         for value in said:
             yield from _counts(value, key)
-    elif isinstance(said, int) and any(word in key for word in _COUNTS):
+    elif isinstance(said, int) and _COUNTS.search(key):
         yield key, said
