@@ -35,7 +35,7 @@ def check_sizes(name: str, revision: str, kind: Any) -> None:  # noqa: ANN401 --
 
     Raises:
         WeightsError: It does.
-        OSError, ValueError, RecursionError: There are no weights, or no configuration that can be read.
+        OSError, ValueError, RecursionError: There is no configuration that can be read.
     """
     from safetensors import safe_open
     from transformers import AutoConfig
@@ -54,6 +54,8 @@ def check_sizes(name: str, revision: str, kind: Any) -> None:  # noqa: ANN401 --
                 f"{name}: its config.json says {key} {count:,}, and its files hold {tensors:,} tensors."
                 " Expected the configuration that its weights were saved with"
             )
+    if not files:
+        return  # nothing is built of it
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     with torch.device("meta"):
         drawn = kind.from_config(config, trust_remote_code=False)
@@ -69,11 +71,12 @@ def check_sizes(name: str, revision: str, kind: Any) -> None:  # noqa: ANN401 --
 def _weight_files(name: str, revision: str) -> list[Path]:
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-    index = cached_file(
-        name, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    single, index = (
+        cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        for file in ("model.safetensors", "model.safetensors.index.json")
     )
-    if index is None:
-        return [Path(cached_file(name, "model.safetensors", revision=revision) or "")]
+    if single is not None or index is None:  # transformers looks for them in this order
+        return [] if single is None else [Path(single)]
     found, _ = get_checkpoint_shard_files(  # type: ignore[no-untyped-call]
         name, index, revision=revision
     )

@@ -75,8 +75,9 @@ def fit_decisions(found: Sequence[QuestionScores], goals: Mapping[str, str]) -> 
         else QuestionDecision()
         for one in found
     ]
-    scaled = [
-        one._replace(probs=made.calibrate(one.probs)) for one, made in zip(found, calibrated, strict=True)
+    scaled = [  # as precise as posts have them: a digit rounded otherwise would be another threshold
+        one._replace(probs=made.calibrate(one.probs).astype(np.float32))
+        for one, made in zip(found, calibrated, strict=True)
     ]
     return set_goals(calibrated, scaled, goals)
 
@@ -101,7 +102,7 @@ def _decision(slope: float, found: QuestionScores, goal: Goal) -> QuestionDecisi
     made = QuestionDecision(slope=slope, looked_for=found.looked_for, goal=str(goal))
     if goal.kind == "likeliest":
         return made
-    probs = found.probs.round(DECIMALS)
+    probs = found.probs.astype(np.float64).round(DECIMALS)  # six digits are more than a float32 rounds well
     if goal.kind != "macro_f1":
         scores = ValidationScores(found.found.astype(np.int16), probs[:, found.looked_for])
         try:

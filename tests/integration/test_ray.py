@@ -337,7 +337,7 @@ def test_the_page_leads_from_two_nodes_to_a_result(tmp_path, place_for_nodes):
         if block.language == "bash":
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", block.code], cwd=tmp_path, env=place_for_nodes,
-                capture_output=True, text=True, timeout=300, check=False,
+                capture_output=True, text=True, timeout=600, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"docs/scale.md:{block.line}\n{done.stdout}\n{done.stderr}"
     assert "200 posts labelled in predicted.jsonl" in done.stdout

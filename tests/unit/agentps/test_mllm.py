@@ -401,6 +401,7 @@ def test_a_package_that_a_processor_wants_is_named(tmp_path, monkeypatch):
         raise ImportError("\nPackage `num2words` is required. Install it with `pip install num2words`.")
 
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", wanting)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match="pip install num2words"):
         load_mllm(str(tmp_path))
     with pytest.raises(WeightsError, match="pip install num2words"):
