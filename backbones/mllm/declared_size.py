@@ -75,8 +75,10 @@ def _weight_files(name: str, revision: str) -> list[Path]:
         cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
         for file in ("model.safetensors", "model.safetensors.index.json")
     )
-    if single is not None or index is None:  # transformers looks for them in this order
-        return [] if single is None else [Path(single)]
+    if single is not None:  # transformers looks for them in this order
+        return [Path(single)]
+    if index is None:
+        return []
     found, _ = get_checkpoint_shard_files(  # type: ignore[no-untyped-call]
         name, index, revision=revision
     )
