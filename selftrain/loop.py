@@ -120,10 +120,12 @@ def self_train(
         checksums.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
+        unseen = partial(left_out, cross_fit, corpus=corpus, loss=class_loss, seed=settings.seed)
         judged = Judged(
             corpus, state, panel.verify(candidates), answers,
-            partial(left_out, cross_fit, state, corpus, class_loss, settings.seed),
-            partial(_logits, trainer, best, corpus),
+            left_out=partial(unseen, state),
+            relearned=lambda new, revised: unseen(state.merge(new, flipped, revised)),  # noqa: B023
+            predict=partial(_logits, trainer, best, corpus),
         )  # fmt: skip
         decision = rule.decide(judged)
         verdicts, revised = this.write_verdicts(decision)

@@ -158,7 +158,9 @@ class Evidence(NamedTuple):
     # "classifier", "base rate", and the agents by role. An agent's share is its Shapley value: what two
     # agents say alike is halved between them
     log_odds: Mapping[str, float]
-    evidence: tuple[float, ...]  # [K] what the agents' answers alone say: P(s|y)^c as shares that add up to 1
+    # [K] what the post is learned with: what the agents' answers alone say, P(s|y)^c as shares that add up to 1,
+    # and as much of q as the classifier has earned
+    evidence: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,24 @@ class FittedPosterior:
         """Weight of a judged post beside a labelled one, in [0, 1]: who knows nothing teaches nothing."""
         return min(1.0, self.information / FULL_WEIGHT_AT)
 
-    def evidence(self) -> list[Evidence]:
-        """Return each judged post's posterior with the log-odds that every party added."""
+    @property
+    def earned(self) -> float:
+        """Share g of the classifier's word in what a post is learned with, in [0, 1].
+
+        None where it is worth no more than is presumed of one that repeats the agents' errors, all of it where
+        its own are independent of theirs.
+        """
+        return float(np.clip((self.weights.classifier - EXPONENTS[0]) / (1 - EXPONENTS[0]), 0.0, 1.0))
+
+    def evidence(self, earned: float = 0.0) -> list[Evidence]:
+        """Return each judged post's posterior with the log-odds that every party added.
+
+        Of the classifier's word it is learned with the share `earned`.
+        """
         classifier = self.weights.classifier * self.judged.log_probs
         agents = self.weights.agents * self._shapley() + _graded(self.weights, self.judged.leanings)
-        shares = softmax(agents.sum(0), axis=1)  # the agents' parts add up to all that they say
+        # the agents' parts add up to all that they say
+        shares = softmax((1 - earned) * agents.sum(0) + earned * np.log(self.probs), axis=1)
         order = np.argsort(-self.probs, axis=1, kind="stable")
         label, second = order[:, 0], order[:, 1]
         rows = np.arange(len(label))

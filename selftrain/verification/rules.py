@@ -18,7 +18,13 @@ from selftrain.models.metrics import evaluate, log_likelihoods
 from selftrain.rounds import AgentGain
 from selftrain.state import LoopState
 from selftrain.store.scores import Scored
-from selftrain.verification.posterior import agent_gains, beliefs_of, fit_posterior
+from selftrain.verification.posterior import (
+    Beliefs,
+    FittedPosterior,
+    agent_gains,
+    beliefs_of,
+    fit_posterior,
+)
 
 
 class Judged(NamedTuple):
@@ -32,6 +38,8 @@ class Judged(NamedTuple):
     # gives whom the best classifier learned from, and logits of these posts, each by a model that did not
     # learn from it
     left_out: Callable[[], tuple[TrainingSet, Float32Array]]
+    # gives the same as they would be if these verdicts, on candidates and on earlier posts, stood
+    relearned: Callable[[Sequence[Verdict], Sequence[Verdict]], tuple[TrainingSet, Float32Array]]
     # gives the best classifier's calibrated logits [n, K] of posts that it did not learn from
     predict: Callable[[IntArray], Float32Array]
 
@@ -162,25 +170,31 @@ class PosteriorRule:
         return bool(gain.mean() >= -WORSE_BY * gain.std(ddof=1) / len(gain) ** 0.5)
 
     def decide(self, judged: Judged) -> Decided:
-        """Return every judged post's verdict with its posterior."""
-        corpus, state = judged.corpus, judged.state
+        """Return every judged post's verdict with its posterior.
+
+        The first one has a classifier that knows the labels, and what earlier rounds made of the agents. Once
+        it is there, classifiers learn from all judged posts but those that they are then asked about; where
+        these are right about the labelled posts beyond what the agents know, the second one counts.
+        """
         earlier = {
             post_id: last.verdict
-            for post_id, last in state.last_verdicts.items()
-            if post_id not in state.human
+            for post_id, last in judged.state.last_verdicts.items()
+            if post_id not in judged.state.human
         }
         verdicts = list({**earlier, **{one.post_id: one for one in judged.verdicts}}.values())
-        roles = tuple(judged.answers)
-        training, left_out = judged.left_out()
-        positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
-        logits = _unseen_logits(positions, training, left_out, judged.predict)
-        classes, labels = corpus.classes, training.labels.astype(np.int64)
-        own = log_probs(left_out[training.labelled])
-        labelled = beliefs_of(classes, own, _labelled_answers(judged, roles))
-        answers = [_alone(one, roles) for one in verdicts]
-        posterior = fit_posterior(
-            labelled, labels, beliefs_of(classes, log_probs(logits), answers), roles, len(classes)
-        )
+        first = _fitted(judged, verdicts, *judged.left_out())
+        decided = self._decided(judged, verdicts, first.posterior)
+        second = _fitted(judged, verdicts, *judged.relearned(*decided)).posterior
+        if second.earned:
+            decided = self._decided(judged, verdicts, second, second.earned)
+        gains = agent_gains(first.labelled, first.labels, tuple(judged.answers), len(judged.corpus.classes))
+        return Decided(*decided, gains)
+
+    def _decided(
+        self, judged: Judged, verdicts: Sequence[Verdict], posterior: FittedPosterior, earned: float = 0.0
+    ) -> tuple[list[Verdict], list[Verdict]]:
+        """Return the verdicts with their posteriors: those on candidates, and on posts of earlier rounds."""
+        classes = judged.corpus.classes
         decided = {
             verdict.post_id: replace(
                 verdict,
@@ -192,11 +206,33 @@ class PosteriorRule:
                     weight=posterior.weight,
                 ),
             )
-            for verdict, found in zip(verdicts, posterior.evidence(), strict=True)
+            for verdict, found in zip(verdicts, posterior.evidence(earned), strict=True)
         }
         new = [decided.pop(one.post_id) for one in judged.verdicts]
-        gains = agent_gains(labelled, labels, roles, len(classes))
-        return Decided(new, list(decided.values()), gains)
+        return new, list(decided.values())
+
+
+class _Fitted(NamedTuple):
+    """A posterior, and the labelled posts that it was fitted on."""
+
+    posterior: FittedPosterior
+    labelled: Beliefs
+    labels: IntArray  # [n] classes of the labelled posts
+
+
+def _fitted(
+    judged: Judged, verdicts: Sequence[Verdict], training: TrainingSet, left_out: Float32Array
+) -> _Fitted:
+    """Fit the posterior of judged posts, on logits [M, K] of posts that were learned from, each left out."""
+    corpus, roles = judged.corpus, tuple(judged.answers)
+    positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
+    logits = _unseen_logits(positions, training, left_out, judged.predict)
+    labels = training.labels.astype(np.int64)
+    own = log_probs(left_out[training.labelled])
+    labelled = beliefs_of(corpus.classes, own, _labelled_answers(judged, roles))
+    answers = [_alone(one, roles) for one in verdicts]
+    said = beliefs_of(corpus.classes, log_probs(logits), answers)
+    return _Fitted(fit_posterior(labelled, labels, said, roles, len(corpus.classes)), labelled, labels)
 
 
 def _unseen_logits(
