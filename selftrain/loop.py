@@ -25,7 +25,7 @@ from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
 from selftrain import rounds
 from selftrain._util.numeric import decide, log_odds, sigmoid
-from selftrain._util.types import Float32Array, IntArray
+from selftrain._util.types import Float32Array, FloatArray, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.engine.mapping import StageRun
 from selftrain.errors import RunStateError
@@ -120,12 +120,10 @@ def self_train(
         checksums.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
-        unseen = partial(left_out, cross_fit, corpus=corpus, loss=class_loss, seed=settings.seed)
         judged = Judged(
             corpus, state, panel.verify(candidates), answers,
-            left_out=partial(unseen, state),
-            relearned=lambda new, revised: unseen(state.merge(new, flipped, revised)),  # noqa: B023
-            predict=partial(_logits, trainer, best, corpus),
+            partial(left_out, cross_fit, corpus, class_loss, settings.seed),
+            partial(_logits, trainer, best, corpus),
         )  # fmt: skip
         decision = rule.decide(judged)
         verdicts, revised = this.write_verdicts(decision)
@@ -167,9 +165,9 @@ class Measured(NamedTuple):
 
 
 def left_out(
-    cross_fit: CrossFit, state: LoopState, corpus: Corpus, loss: AgainstRest, seed: int
+    cross_fit: CrossFit, corpus: Corpus, loss: AgainstRest, seed: int, state: LoopState
 ) -> tuple[TrainingSet, Float32Array]:
-    """Return whom the state's best classifier learned from, and their logits by models that did not."""
+    """Return whom a classifier learns from in a state, and their logits by models that did not."""
     training = state.training_set(corpus, soft_positive=loss.soft_positive)
     known = posterior_priors(state, corpus) or even_priors(corpus)
     filled = loss.for_round(training.groups, lambda: known, state.evidence_weight)
@@ -381,15 +379,20 @@ def priors_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: Lo
     checked = corpus.labels[corpus.validation if len(corpus.validation) else corpus.labelled]
     probs = sigmoid(log_odds(_logits(trainer, model, corpus, divergent)))
     found = np.array([estimate_prior(probs[:, k], float((checked == k).mean())) for k in corpus.columns])
-    # estimated one class at a time, several do not add up; one, of two classes, leaves the other the rest
-    whole = found.sum() if len(found) > 1 else 1.0
-    return [float(one) for one in np.clip(found / whole, *BOUNDS)]
+    # estimated one class at a time, several do not add up
+    return _bounded(found / found.sum() if len(found) > 1 else found)
 
 
 def posterior_priors(state: LoopState, corpus: Corpus) -> list[float] | None:
     """Return the same [C] as posteriors have them; None where the divergent posts have none."""
     means = state.divergent_priors([corpus.classes[k] for k in corpus.columns])
-    return None if means is None else [float(np.clip(mean, *BOUNDS)) for mean in means]
+    return None if means is None else _bounded(np.array(means))
+
+
+def _bounded(priors: FloatArray) -> list[float]:
+    """Return priors [C] that a loss can use: several add up to 1, one leaves another class the rest."""
+    priors = np.clip(priors, *BOUNDS)
+    return [float(one) for one in (priors / priors.sum() if len(priors) > 1 else priors)]
 
 
 def even_priors(corpus: Corpus) -> list[float]:

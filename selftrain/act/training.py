@@ -20,6 +20,7 @@ from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import TrainingError
 from selftrain.models.act_model import ACTModel, rows_of
+from selftrain.models.calibration import fit_temperature
 from selftrain.models.head import HeadClassifier, HeadSettings, Scaling, fit_head, fit_scaling
 
 
@@ -170,4 +171,5 @@ def train_classes(
         rows, lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
         validation_rows, validation_labels,
         scaling=scaling, settings=settings, seed=seed, classes=classes, where=where,
+        calibrate=fit_temperature,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from selftrain.agentps.dataset import QuestionSet
 from selftrain.agentps.evaluate import QuestionScores, ScoredPost, question_scores
 from selftrain.agentps.recipe import check_names
 from selftrain.errors import ServingError
-from selftrain.models.calibration import fit_calibration, fit_cut, probabilities
+from selftrain.models.calibration import fit_cut, fit_temperature, probabilities
 from selftrain.models.metrics import estimates, macro_f1, reliability_of, threshold_intervals
 from selftrain.models.operating_points import Goal, find_threshold
 from selftrain.models.predictor import DECIMALS, ValidationScores
@@ -70,7 +70,7 @@ def _logs(probs: FloatArray | Float32Array) -> FloatArray:
 def fit_decisions(found: Sequence[QuestionScores], goals: Mapping[str, str]) -> Decisions:
     """Calibrate every question on its validation posts, and set its threshold; see `set_goals`."""
     calibrated = [
-        QuestionDecision(slope=fit_calibration(_logs(one.probs).astype(np.float32), one.truth).slope)
+        QuestionDecision(slope=fit_temperature(_logs(one.probs).astype(np.float32), one.truth).slope)
         if len(one.ids)
         else QuestionDecision()
         for one in found

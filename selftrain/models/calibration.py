@@ -1,4 +1,4 @@
-"""Logits to probabilities: a slope and an offset fitted on the validation posts, for two classes or more.
+"""Logits to probabilities: a slope and offsets fitted on the validation posts, for two classes or more.
 
 Shape legend: ``B`` posts, ``V`` validation posts, ``K`` classes, ``C`` columns that a head computes: one of
 two classes, or all K.
@@ -15,41 +15,40 @@ import numpy.typing as npt
 
 from selftrain._util.types import Float32Array, FloatArray
 
-# Strength of the pull towards (slope 1, offset 0), in posts: with a handful of validation posts the
+# Strength of the pull towards (slope 1, offsets 0), in posts: with a handful of validation posts the
 # calibration stays near the raw logits, with hundreds the data decide.
 PRIOR_POSTS = 20.0
 
 
 class Calibration(NamedTuple):
-    """Calibrated logits = slope * logits, and the offset beside the last (Platt 1999, for two classes).
-
-    Of K computed logits a post, slope is 1 / temperature (Guo et al. 2017), and the offset is 0.
-    """
+    """Calibrated logits = slope * logits + offsets (Platt 1999 for two classes, Guo et al. 2017 for more)."""
 
     slope: float = 1.0
-    offset: float = 0.0
+    offsets: tuple[float, ...] = ()  # [K], of two classes beside the last alone; none: 0
 
     def __call__(self, logits: Float32Array) -> Float32Array:
         """Return calibrated logits [B, K] of raw ones [B, K]."""
         calibrated = np.asarray(self.slope * logits, dtype=np.float32)
-        calibrated[:, -1] += self.offset
-        return calibrated
+        return calibrated + np.asarray(self.offsets, dtype=np.float32) if self.offsets else calibrated
 
 
-def read_calibration(header: MutableMapping[str, Any]) -> Calibration:
-    """Take it out of the header of a model's file; KeyError, TypeError, ValueError: it holds none."""
+def read_calibration(header: MutableMapping[str, Any], columns: int) -> Calibration:
+    """Take it out of the header of a model of C columns; KeyError, TypeError, ValueError: it holds none."""
     found = dict(header.pop("calibration"))
-    return msgspec.convert([found[name] for name in Calibration._fields], Calibration)
+    made = msgspec.convert([found[name] for name in Calibration._fields], Calibration)
+    if len(made.offsets) not in {0, max(columns, 2)}:
+        raise ValueError(f"its calibration has {len(made.offsets)} offsets for {max(columns, 2)} classes")
+    return made
 
 
 def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
     """Return the calibration that minimises the cross-entropy of the labels [V], pulled towards (1, 0).
 
-    The slope stays positive (its logarithm is what is fitted), so that the order of posts never changes.
-    `logits` [V, C] are the raw ones that a head computes. ValueError: only one class of two.
+    The slope stays positive (its logarithm is what is fitted), so that between two classes the order of posts
+    never changes. `logits` [V, C] are the raw ones that a head computes. ValueError: only one class of two.
     """
     if logits.shape[1] > 1:
-        return Calibration(_fit_slope(logits.astype(np.float64), labels))
+        return _fit_classes(logits.astype(np.float64), labels)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"{len(labels)} validation posts of one class: calibration needs both")
     return _fit_both(logits[:, 0].astype(np.float64), np.where(labels == 1, 1.0, -1.0))
@@ -72,23 +71,47 @@ def _fit_both(z: FloatArray, sign: FloatArray) -> Calibration:
         return float(value), gradient
 
     found = minimize(objective, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (None, None)])
-    return Calibration(float(np.exp(found.x[0])), float(found.x[1] * unit))
+    return Calibration(float(np.exp(found.x[0])), (0.0, float(found.x[1] * unit)))
 
 
 _LOG_SLOPES = (-3.0, 3.0)  # between a twentieth and twenty times the raw logits
 
 
-def _fit_slope(z: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> float:
+def _fit_classes(z: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
+    """Fit a slope, and an offset for each class: losses of a class against the rest favour the rare ones."""
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    places, known = (np.arange(len(z)), labels), np.eye(z.shape[1])[labels]
+
+    def objective(theta: FloatArray) -> tuple[float, FloatArray]:
+        slope, offsets = np.exp(theta[0]), theta[1:]
+        log_q = log_softmax(slope * z + offsets, axis=1)
+        wrong = np.exp(log_q) - known
+        value = PRIOR_POSTS / 8 * (theta**2).sum() - log_q[places].sum()
+        gradient = np.array([slope * (wrong * z).sum(), *wrong.sum(0)]) + PRIOR_POSTS / 4 * theta
+        return float(value), gradient
+
+    bounds = [_LOG_SLOPES, *[(None, None)] * z.shape[1]]
+    found = minimize(objective, np.zeros(1 + z.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Calibration(float(np.exp(found[0])), tuple(map(float, found[1:])))
+
+
+def fit_temperature(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
+    """Return the slope alone that minimises the cross-entropy of labels [V], pulled towards 1.
+
+    It is enough for `logits` [V, K] of a softmax, which was trained for the shares of its classes.
+    """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    places = np.arange(len(z)), labels
+    z, places = logits.astype(np.float64), (np.arange(len(logits)), labels)
 
     def objective(log_slope: float) -> float:
         loss = -float(log_softmax(np.exp(log_slope) * z, axis=1)[places].sum())
         return loss + PRIOR_POSTS / 8 * log_slope**2
 
-    return float(np.exp(minimize_scalar(objective, bounds=_LOG_SLOPES, method="bounded").x))
+    return Calibration(float(np.exp(minimize_scalar(objective, bounds=_LOG_SLOPES, method="bounded").x)))
 
 
 # ---- which class is predicted ------------------------------------------------------------------------

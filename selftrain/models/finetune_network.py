@@ -154,7 +154,7 @@ def _adapt(backbone: Backbone, architecture: NetworkShape) -> None:
 
 # ---- a fitted network and its file ---------------------------------------------------------------------
 
-FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1"}
+FORMATS: dict[str, str] = {"full": "selftrain-full-2", "lora": "selftrain-lora-2"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,12 +183,9 @@ def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:
     """Load a saved model and its metadata, without a backbone; RunStateError: no such model."""
     weights, header = read_model(file, list(FORMATS.values()))
     try:
-        model = FinetunedClassifier(
-            weights,
-            NetworkShape(**header.pop("architecture")),
-            header.pop("pretrained"),
-            read_calibration(header),
-        )
+        shape = NetworkShape(**header.pop("architecture"))
+        pretrained = header.pop("pretrained")
+        model = FinetunedClassifier(weights, shape, pretrained, read_calibration(header, shape.outputs))
         _check_sizes(weights, model.architecture)
     except (KeyError, TypeError, ValueError) as error:
         raise RunStateError(

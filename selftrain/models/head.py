@@ -28,7 +28,7 @@ from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult, Pace, StepLoss, best_epoch, train_epochs
 
 HeadKind = Literal["linear", "mlp"]
-FORMAT, CLASSES_FORMAT = "selftrain-head-1", "selftrain-classes-2"
+FORMAT, CLASSES_FORMAT = "selftrain-head-2", "selftrain-classes-3"
 """Of a file whose head computes one logit for two classes, and of one with a logit a class."""
 FORMATS = (FORMAT, CLASSES_FORMAT)
 ADVICE = (
@@ -188,7 +188,7 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
         check_head(tensors, settings.kind, settings.hidden, outputs)
         head = Head(scaling, settings.kind, settings.hidden, settings.dropout, outputs)
         head.load_state_dict(tensors)
-        calibration = read_calibration(header)
+        calibration = read_calibration(header, outputs)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunStateError(f"{file} is incomplete ({error}): its folder is damaged") from error
     return HeadClassifier(head.eval(), calibration, settings, classes=classes), header
@@ -284,6 +284,7 @@ def fit_head(
     classes: Sequence[str] = (),
     start: HeadClassifier | None = None,
     where: str = "training",
+    calibrate: Callable[[Float32Array, LabelArray | IntArray], Calibration] = fit_calibration,
 ) -> HeadClassifier:
     """Train a head on all rows at once, keep the epoch with the best validation macro-F1, calibrate it.
 
@@ -325,5 +326,5 @@ def fit_head(
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
         )
-    calibration = fit_calibration(raw[:, -(len(classes) or 1) :], validation_labels)
+    calibration = calibrate(raw[:, -(len(classes) or 1) :], validation_labels)
     return HeadClassifier(head, calibration, settings, curve, best_epoch(curve).epoch, tuple(classes))

@@ -36,7 +36,7 @@ def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor],
 
 
 def read_format(file: Path) -> str:
-    """Return which kind of model a file holds, "selftrain-lora-1" say; RunStateError: none, or damaged."""
+    """Return which kind of model a file holds, "selftrain-lora-2" say; RunStateError: none, or damaged."""
     found = _read(file, tensors=False)[1].get("format")
     if not isinstance(found, str):
         raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")

@@ -73,18 +73,19 @@ class _Graph(NamedTuple):
 class _Calibrated(nn.Module):
     """A head with its calibration: rows [B, D] to logits and probabilities [B, K], positive class first."""
 
-    offset: Tensor
+    offsets: Tensor
 
     def __init__(self, head: Head, calibration: Calibration, classes: int) -> None:
         super().__init__()
         self.head = head
-        self.slope, offset = calibration
-        self.register_buffer("offset", torch.tensor([offset, *[0.0] * (classes - 1)]))
+        self.slope, offsets = calibration
+        *others, positive = offsets or (0.0,) * classes
+        self.register_buffer("offsets", torch.tensor([positive, *others]))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         numbered = self.head(features)  # the loop numbers the positive class last
         shown = torch.cat([numbered[:, -1:], numbered[:, :-1]], dim=1)
-        logits = self.slope * shown + self.offset
+        logits = self.slope * shown + self.offsets
         return logits, logits.softmax(1)
 
 

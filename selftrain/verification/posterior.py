@@ -158,8 +158,8 @@ class Evidence(NamedTuple):
     # "classifier", "base rate", and the agents by role. An agent's share is its Shapley value: what two
     # agents say alike is halved between them
     log_odds: Mapping[str, float]
-    # [K] what the post is learned with: what the agents' answers alone say, P(s|y)^c as shares that add up to 1,
-    # and as much of q as the classifier has earned
+    # [K] what the post is learned with, adding up to 1: what the agents' answers alone say, P(s|y)^c, and a
+    # share of what the classifier says
     evidence: tuple[float, ...]
 
 
@@ -180,23 +180,21 @@ class FittedPosterior:
         return min(1.0, self.information / FULL_WEIGHT_AT)
 
     @property
-    def earned(self) -> float:
-        """Share g of the classifier's word in what a post is learned with, in [0, 1].
+    def classifier_share(self) -> float:
+        """How much of its word a classifier that has learned from judged posts may teach, in [0, 1].
 
-        None where it is worth no more than is presumed of one that repeats the agents' errors, all of it where
-        its own are independent of theirs.
+        Nothing where it is worth no more than is presumed of one that repeats the agents' errors, all of it
+        where its own errors are independent of theirs.
         """
         return float(np.clip((self.weights.classifier - EXPONENTS[0]) / (1 - EXPONENTS[0]), 0.0, 1.0))
 
-    def evidence(self, earned: float = 0.0) -> list[Evidence]:
-        """Return each judged post's posterior with the log-odds that every party added.
-
-        Of the classifier's word it is learned with the share `earned`.
-        """
+    def evidence(self, classifier_share: float = 0.0) -> list[Evidence]:
+        """Return each judged post's posterior with the log-odds that every party added."""
         classifier = self.weights.classifier * self.judged.log_probs
         agents = self.weights.agents * self._shapley() + _graded(self.weights, self.judged.leanings)
-        # the agents' parts add up to all that they say
-        shares = softmax((1 - earned) * agents.sum(0) + earned * np.log(self.probs), axis=1)
+        # the agents' parts add up to all that they say, and q is that with what the classifier adds
+        said = agents.sum(0)
+        shares = softmax(said + classifier_share * (np.log(self.probs) - said), axis=1)
         order = np.argsort(-self.probs, axis=1, kind="stable")
         label, second = order[:, 0], order[:, 1]
         rows = np.arange(len(label))

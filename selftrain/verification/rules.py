@@ -35,11 +35,9 @@ class Judged(NamedTuple):
     verdicts: Sequence[Verdict]  # on the round's candidates
     # role -> what it said alone of each labelled post, in their order, without having learned from it
     answers: Mapping[str, Sequence[Judgment]]
-    # gives whom the best classifier learned from, and logits of these posts, each by a model that did not
+    # gives whom a classifier learns from in a state, and logits of these posts, each by a model that did not
     # learn from it
-    left_out: Callable[[], tuple[TrainingSet, Float32Array]]
-    # gives the same as they would be if these verdicts, on candidates and on earlier posts, stood
-    relearned: Callable[[Sequence[Verdict], Sequence[Verdict]], tuple[TrainingSet, Float32Array]]
+    left_out: Callable[[LoopState], tuple[TrainingSet, Float32Array]]
     # gives the best classifier's calibrated logits [n, K] of posts that it did not learn from
     predict: Callable[[IntArray], Float32Array]
 
@@ -182,16 +180,21 @@ class PosteriorRule:
             if post_id not in judged.state.human
         }
         verdicts = list({**earlier, **{one.post_id: one for one in judged.verdicts}}.values())
-        first = _fitted(judged, verdicts, *judged.left_out())
+        first = _fitted(judged, verdicts, judged.state)
         decided = self._decided(judged, verdicts, first.posterior)
-        second = _fitted(judged, verdicts, *judged.relearned(*decided)).posterior
-        if second.earned:
-            decided = self._decided(judged, verdicts, second, second.earned)
+        new, revised = decided
+        second = _fitted(judged, verdicts, judged.state.merge(new, (), revised)).posterior
+        if second.classifier_share:
+            decided = self._decided(judged, verdicts, second, second.classifier_share)
         gains = agent_gains(first.labelled, first.labels, tuple(judged.answers), len(judged.corpus.classes))
         return Decided(*decided, gains)
 
     def _decided(
-        self, judged: Judged, verdicts: Sequence[Verdict], posterior: FittedPosterior, earned: float = 0.0
+        self,
+        judged: Judged,
+        verdicts: Sequence[Verdict],
+        posterior: FittedPosterior,
+        classifier_share: float = 0.0,
     ) -> tuple[list[Verdict], list[Verdict]]:
         """Return the verdicts with their posteriors: those on candidates, and on posts of earlier rounds."""
         classes = judged.corpus.classes
@@ -206,7 +209,7 @@ class PosteriorRule:
                     weight=posterior.weight,
                 ),
             )
-            for verdict, found in zip(verdicts, posterior.evidence(earned), strict=True)
+            for verdict, found in zip(verdicts, posterior.evidence(classifier_share), strict=True)
         }
         new = [decided.pop(one.post_id) for one in judged.verdicts]
         return new, list(decided.values())
@@ -220,11 +223,10 @@ class _Fitted(NamedTuple):
     labels: IntArray  # [n] classes of the labelled posts
 
 
-def _fitted(
-    judged: Judged, verdicts: Sequence[Verdict], training: TrainingSet, left_out: Float32Array
-) -> _Fitted:
-    """Fit the posterior of judged posts, on logits [M, K] of posts that were learned from, each left out."""
+def _fitted(judged: Judged, verdicts: Sequence[Verdict], learned: LoopState) -> _Fitted:
+    """Fit the posterior of judged posts, by what classifiers say that learn from the others as in a state."""
     corpus, roles = judged.corpus, tuple(judged.answers)
+    training, left_out = judged.left_out(learned)
     positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
     logits = _unseen_logits(positions, training, left_out, judged.predict)
     labels = training.labels.astype(np.int64)

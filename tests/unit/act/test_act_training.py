@@ -16,7 +16,7 @@ from selftrain.act.training import ACTSet, ACTTrainer, labelled_set, train_class
 from selftrain.data.posts import Post
 from selftrain.errors import NonFiniteLossError, RunMismatchError, RunStateError, TrainingError
 from selftrain.models.act_model import ACTModel
-from selftrain.models.calibration import fit_calibration
+from selftrain.models.calibration import fit_temperature
 from selftrain.models.head import CLASSES_FORMAT, Head, HeadSettings, fit_scaling, load_head
 from selftrain.models.metrics import macro_f1
 
@@ -111,10 +111,10 @@ def test_files_that_are_no_model_are_refused(tmp_path):
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(RunStateError):
         load_head(file, CLASSES_FORMAT)
-    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-head-1"}'})
-    with pytest.raises(RunStateError, match="selftrain-head-1"):
+    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-head-2"}'})
+    with pytest.raises(RunStateError, match="selftrain-head-2"):
         load_head(file, CLASSES_FORMAT)
-    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-2"}'})
+    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-3"}'})
     with pytest.raises(RunStateError, match="incomplete"):
         load_head(file, CLASSES_FORMAT)
 
@@ -124,11 +124,11 @@ def test_the_temperature_is_the_one_that_was_put_on():
     true = torch.randn(4000, 3, generator=generator, dtype=torch.float64) * 2
     labels = torch.multinomial(torch.softmax(true, 1), 1, generator=generator).squeeze(1)
     logits, truth = true.numpy(), labels.numpy()
-    assert 1 / fit_calibration(logits * 3, truth).slope == pytest.approx(3, rel=0.08)
-    assert 1 / fit_calibration(logits / 3, truth).slope == pytest.approx(1 / 3, rel=0.08)
-    few = fit_calibration(logits[:4] * 3, truth[:4])
+    assert 1 / fit_temperature(logits * 3, truth).slope == pytest.approx(3, rel=0.08)
+    assert 1 / fit_temperature(logits / 3, truth).slope == pytest.approx(1 / 3, rel=0.08)
+    few = fit_temperature(logits[:4] * 3, truth[:4])
     assert abs(np.log(few.slope)) < np.log(3)  # four posts change little
-    assert few.offset == 0
+    assert few.offsets == ()
 
 
 def test_what_cannot_be_trained_on_is_refused():

@@ -91,7 +91,7 @@ def test_the_best_epoch_by_validation_counts():
     first = next(progress.epoch for progress in head.curve if progress.macro_f1 == best)
     assert head.best_epoch == first
     validation, labels = toy(60, seed=2)
-    raw = (head.logits(validation)[:, 1] - head.calibration.offset) / head.calibration.slope
+    raw = (head.logits(validation)[:, 1] - head.calibration.offsets[1]) / head.calibration.slope
     assert macro_f1(labels, (raw > 0).astype(np.int8)) == best
     assert [progress.epoch for progress in head.curve] == [10, 20, 30, 40]
 

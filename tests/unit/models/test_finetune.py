@@ -298,7 +298,7 @@ def test_files_that_are_no_such_model(corpus, training, tmp_path):
         type(model)(tensors, model.architecture, model.pretrained, model.calibration).save(file, {})
         with pytest.raises(RunStateError, match=message):
             trainer("lora").load(file)
-    save_file(load_file(file), file, {"selftrain": json.dumps({"format": "selftrain-lora-1"})})
+    save_file(load_file(file), file, {"selftrain": json.dumps({"format": "selftrain-lora-2"})})
     with pytest.raises(RunStateError, match=r"incomplete .*architecture"):
         load_finetuned(file)
     save_file(load_file(file), file)  # without a header of ours

@@ -40,7 +40,7 @@ def tuned(request, small_run, tmp_path):
     )
     network.attach(untouched.head)
     model = FinetunedClassifier(
-        network.portable(), network.architecture, network.pretrained, Calibration(1.5, -0.25)
+        network.portable(), network.architecture, network.pretrained, Calibration(1.5, (0.0, -0.25))
     )
     model.save(untouched.file, {})
     return folder
