@@ -171,7 +171,7 @@ class Posterior:
             in numbers. The parties' shares add up to those log-odds.
         evidence: Class name -> what the agents' answers alone say of it: how likely they are if the post is
             of this class, as shares that add up to 1. The post is learned by it: what the classifier knows
-            already is not taught to it again.
+            already is not taught to it again, but for the share that a rule grants it.
         threshold: Probability of `label` from which on the post is learned, in [0, 1].
         weight: How much it counts in training beside a labelled post, in [0, 1].
     """

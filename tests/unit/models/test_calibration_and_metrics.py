@@ -50,6 +50,50 @@ def test_it_minimises_what_it_says(count):
         assert cost(found.slope * ds, found.offsets[1] + do) > cost(found.slope, found.offsets[1])
 
 
+def drawn_classes(count, *, slope=0.6, offsets=(0.8, -0.5, -0.3), size=2.0):
+    """Logits of three classes, and labels that are as probable as slope and offsets make them."""
+    random = np.random.default_rng(5)
+    logits = (size * random.normal(size=(count, 3))).astype(np.float32)
+    probs = calibration.probabilities(slope * logits + np.array(offsets))
+    return logits, (probs.cumsum(1) < random.random(count)[:, None]).sum(1)
+
+
+def test_an_offset_for_each_of_several_classes_is_recovered():
+    found = fit_calibration(*drawn_classes(40_000))
+    assert found.slope == pytest.approx(0.6, rel=0.05)
+    assert found.offsets == pytest.approx((0.8, -0.5, -0.3), abs=0.05)
+    few = fit_calibration(*drawn_classes(6))
+    assert 0.5 < few.slope < 2
+    assert max(map(abs, few.offsets)) < 0.5
+
+
+def test_predicted_shares_of_several_classes_are_the_true_ones():
+    logits, labels = drawn_classes(4000)
+    shares = np.bincount(labels) / len(labels)
+    raw, found = logits, fit_calibration(logits, labels)(logits)
+    assert abs(calibration.probabilities(raw).mean(0) - shares).max() > 0.1
+    np.testing.assert_allclose(calibration.probabilities(found).mean(0), shares, atol=0.002)
+
+
+@pytest.mark.parametrize("count", [12, 300])
+def test_of_several_classes_nothing_nearby_is_better(count):
+    logits, labels = drawn_classes(count)
+    found = fit_calibration(logits, labels)
+
+    def cost(slope, offsets):
+        probs = calibration.probabilities(slope * logits.astype(float) + offsets)
+        pull = calibration.PRIOR_POSTS / 8 * (np.log(slope) ** 2 + np.square(offsets).sum())
+        return pull - np.log(probs[np.arange(count), labels]).sum()
+
+    best, here = cost(found.slope, np.array(found.offsets)), np.array(found.offsets)
+    moved = [
+        (1.03, np.zeros(3)),
+        (0.97, np.zeros(3)),
+        *((1, step) for step in np.vstack([np.eye(3), -np.eye(3)]) * 0.03),
+    ]
+    assert all(cost(found.slope * slope, here + step) > best for slope, step in moved)
+
+
 @given(
     arrays.arrays(np.float32, st.integers(4, 40), elements=st.floats(-50, 50, width=32)),
     st.integers(0, 2**32 - 1),

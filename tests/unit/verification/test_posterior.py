@@ -195,6 +195,32 @@ def test_the_evidence_is_what_the_agents_add():
         assert sum(one.evidence) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_share_of_the_classifiers_word_leads_from_the_evidence_to_the_posterior(classes):
+    labelled, labels, judged, _ = world(classes=classes)
+    posterior = fit_posterior(labelled, labels, judged, ROLES, classes)
+    none, half, whole = (np.array([one.evidence for one in posterior.evidence(g)]) for g in (0, 0.5, 1))
+    np.testing.assert_allclose(whole, posterior.probs, atol=1e-9)
+    between = np.sqrt(none * whole)
+    np.testing.assert_allclose(half, between / between.sum(1, keepdims=True), atol=1e-9)
+    assert not np.allclose(none, whole, atol=0.1)
+
+
+def test_a_classifier_may_teach_what_it_knows_beyond_the_agents_and_no_more():
+    def share_of(separation, copied):
+        labelled, labels, judged, _ = world(labelled=400, separation=separation)
+        if copied:  # it repeats what the first agent says
+            labelled, judged = (
+                one._replace(log_probs=np.log(np.where(np.eye(2)[one.states[:, 0]] == 1, 0.9, 0.1)))
+                for one in (labelled, judged)
+            )
+        return fit_posterior(labelled, labels, judged, ROLES, 2).classifier_share
+
+    assert share_of(3.0, copied=False) > 0.5
+    assert share_of(3.0, copied=True) == 0
+    assert share_of(0.0, copied=False) == 0
+
+
 def test_agents_that_say_the_same_share_what_they_add():
     labelled, labels, judged, _ = world(accuracy=(0.8,))
     twice = [one._replace(states=np.repeat(one.states, 2, axis=1)) for one in (labelled, judged)]

@@ -8,7 +8,7 @@ import pytest
 from class_helpers import column
 from loop_helpers import corpus_of, turns, written
 
-from agents.judgment import Judgment, Posterior, State, Verdict
+from agents.judgment import Candidate, Judgment, Posterior, State, Verdict
 from losses.against_rest import AgainstRest
 from losses.base import Group
 from losses.pnu import PNULoss
@@ -18,10 +18,10 @@ from selftrain.errors import RecipeError
 from selftrain.models.trainer import CrossFit, Fit, HeadTrainer, assign_folds
 from selftrain.rounds import replay
 from selftrain.selection import Uncertain
-from selftrain.state import RoundLimits
+from selftrain.state import LoopState, RoundLimits
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored
-from selftrain.verification.rules import PosteriorRule, Unanimous
+from selftrain.verification.rules import Judged, PosteriorRule, Unanimous
 
 NAMES = ("fine", "bad")
 
@@ -161,6 +161,47 @@ def test_below_the_threshold_posts_stay_unlabelled_and_their_mean_is_the_prior(t
     assert all(v.posterior.probability >= 0.9 for v in verdicts if v.consistent)
     assert one.divergent == len(unsure)
     assert one.theta["bad"] == pytest.approx(np.clip(np.mean(unsure), 0.05, 0.95), abs=1e-6)
+
+
+def test_a_classifier_that_learned_from_the_judged_posts_counts_where_it_is_right_of_itself():
+    corpus = make_corpus(labelled=60)
+    panel, state = Panel(corpus), LoopState(next_round=1, best_round=0)
+    posts = [corpus.posts[position] for position in corpus.pool]
+    verdicts = panel.verify([Candidate(post, "bad", 0.6) for post in posts])
+    signs = 2.0 * corpus.truth - 1
+    said = {one.post_id: 2.0 * (one.judgments[0].label == "bad") - 1 for one in verdicts}
+    repeated = np.array([said.get(post.id, sign) for post, sign in zip(corpus.posts, signs, strict=True)])
+    repeated[corpus.labelled] = [
+        2.0 * (one.label == "bad") - 1
+        for one in panel.predict_out_of_fold([corpus.posts[i] for i in corpus.labelled])["reviewer"]
+    ]
+
+    def decided(second):
+        """What is learned, with a classifier that says this of a post once it has learned from the others."""
+
+        def left_out(learned):
+            training = learned.training_set(corpus, soft_positive=0.8)
+            logits = np.zeros((len(training.positions), 2), np.float32)
+            logits[:, 1] = second[training.positions] if learned.accepted else 0.0
+            return training, logits
+
+        answers = panel.predict_out_of_fold([corpus.posts[i] for i in corpus.labelled])
+        judged = Judged(
+            corpus, state, verdicts, answers, left_out, lambda some: np.zeros((len(some), 2), np.float32)
+        )
+        return [one.posterior for one in PosteriorRule().decide(judged).verdicts]
+
+    def for_truth(posteriors):
+        truth = (NAMES[corpus.truth[position]] for position in corpus.pool)
+        return np.array([one.evidence[name] for one, name in zip(posteriors, truth, strict=True)])
+
+    nothing, copied, knowing = (decided(logits) for logits in (0.0 * signs, 2 * repeated, 2.0 * signs))
+    assert copied == nothing  # it repeats an agent: the agents alone are learned
+    assert (for_truth(knowing) > for_truth(nothing)).mean() > 0.95
+    wrong = np.array([{j.label for j in one.judgments} for one in verdicts]) != [
+        {NAMES[corpus.truth[position]]} for position in corpus.pool
+    ]
+    assert for_truth(knowing)[wrong].mean() > for_truth(nothing)[wrong].mean() + 0.15
 
 
 def test_unanimity_leaves_verdicts_as_they_are(tmp_path):
