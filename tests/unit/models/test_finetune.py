@@ -269,7 +269,7 @@ def test_saved_and_loaded(mode, corpus, training, tmp_path):
     one, file = trainer(mode), tmp_path / "model.safetensors"
     model = fit(one, corpus, training)
     model.save(file, {"round": 3})
-    assert read_format(file) == f"selftrain-{mode}-1"
+    assert read_format(file) == f"selftrain-{mode}-2"
     found, metadata = load_finetuned(file)
     assert metadata == {"round": 3}
     assert (found.architecture, found.calibration) == (model.architecture, model.calibration)

@@ -30,7 +30,7 @@ from test_finetune_clip import clip_trainer, pictured_corpus
 from selftrain.models.model_file import read_format
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 file = folder / f"{mode}.safetensors"
-assert read_format(file) == f"selftrain-{mode}-1"
+assert read_format(file) == f"selftrain-{mode}-2"
 trainer, corpus = clip_trainer(folder, mode), pictured_corpus(folder)
 model = trainer.load(file)
 parts = [logits for _, logits in trainer.logits(model, corpus, np.arange(len(corpus.posts)))]
