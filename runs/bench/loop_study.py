@@ -133,7 +133,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument(
             "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
         )
-        parser.add_argument("--peers", default="all", help="'all', or names of baselines by commas")
+        parser.add_argument(
+            "--peers", default="all", help="names of baselines by commas; 'all': those that take seconds"
+        )
         parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
         parser.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
@@ -146,13 +148,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: The data is not there; the message says where to get it.
     """
-    from runs.bench.baselines import BASELINES
+    from runs.bench.baselines import BASELINES, ON_REQUEST, load_setfit
 
     figures = Figures(args.json)
     methods = [
-        *(BASELINES if args.peers == "all" else _known(args.peers, BASELINES)),
+        *(BASELINES if args.peers == "all" else _known(args.peers, {**BASELINES, **ON_REQUEST})),
         *(ABLATION if args.methods == "all" else _known(args.methods, ABLATION)),
     ]
+    if "setfit" in methods:
+        load_setfit()  # what is missing is said before anything is prepared
     for study in args.sets:
         chosen = study if args.most is None else study._replace(most=args.most)
         _one_set(chosen, figures, methods, args)
@@ -238,7 +242,7 @@ def _one_seed(
     folder: Path,
 ) -> None:
     """All that is missing for one number of labels and one seed; `changes` are those that were asked for."""
-    from runs.bench.baselines import BASELINES
+    from runs.bench.baselines import BASELINES, ON_REQUEST
 
     wanted = [m for m in methods if not figures.has(study.name, named(m, changes), n, seed)]
     if not wanted:
@@ -256,9 +260,10 @@ def _one_seed(
         told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"n={n} seed={seed} {shown}: {told}", flush=True)
 
+    peers = {**BASELINES, **ON_REQUEST}
     for method in wanted:
-        if method in BASELINES:
-            add(method, BASELINES[method](prepared.corpus, seed))
+        if method in peers:
+            add(method, peers[method](prepared.corpus, seed))
         else:
             changed = load_recipe(recipe_of(study), [*overrides, *ABLATION[method]])
             began = time.perf_counter()
