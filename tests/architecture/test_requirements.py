@@ -17,8 +17,8 @@ FORKED = (*THIRD_PARTY, *BESIDE_TORCHVISION)
 BY_THEIR_OWNER = {"pydantic-core": "pydantic"}
 """Distributions that come with another one in just the version that it wants."""
 
-BY_HAND = frozenset({"profanity_check", "vaderSentiment"})
-"""Packages of one study, which names the command that installs them where they are missing."""
+BY_HAND = frozenset({"datasets", "profanity_check", "setfit", "vaderSentiment"})
+"""Packages of a study, which names the command that installs them where they are missing."""
 
 
 def canonical(requirement: str) -> str:
