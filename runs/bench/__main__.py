@@ -77,6 +77,10 @@ STUDIES = {
         "how long honest clients of `selftrain serve` wait while hostile ones attack it",
         "--seconds 3 --repeats 1",
     ),
+    "bare": Study(
+        "what the server and the filter cost beside the bare model that they ask",
+        "--seconds 2 --posts 100 --repeats 1",
+    ),
     "soak": Study(
         "what hours of requests and rounds leave in memory, open files and on disk",
         "--requests 60 --rounds 10",

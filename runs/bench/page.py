@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 from runs.bench import frontier
@@ -315,6 +315,25 @@ SERVE = {
 }
 
 
+BARE = {
+    "posts a second of `selftrain serve`": ("serve", "posts_per_second"),
+    "the same, a bare onnxruntime session behind uvicorn": ("serve", "posts_per_second, bare"),
+    "ratio": ("serve", "ratio"),
+    "posts a second of `selftrain filter`": ("filter", "posts_per_second"),
+    "the same, a loop that reads, asks and writes": ("filter", "posts_per_second, bare"),
+    "ratio of these": ("filter", "ratio"),
+}
+
+
+def _bare(figures: Figures) -> Iterator[str]:
+    """Yield a line a figure: the median over the pairs."""
+    yield from _head("", ["measured"])
+    for label, which in BARE.items():
+        yield _line(
+            label, [f"{median(f.value for f in figures.figures if (f.method, f.metric) == which):.3g}"]
+        )
+
+
 def _features(figures: Figures) -> Iterator[str]:
     yield from _single(figures, {
         "texts a second": ("ours", "texts_per_second"),
@@ -363,6 +382,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
     "agent forms": ("agents", _forms),
     "serve": ("serve", lambda figures: _single(figures, SERVE)),
+    "bare": ("bare", _bare),
     "features": ("features", _features),
     "pools": ("pools", _pools),
 }

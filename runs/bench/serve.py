@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         DataError: The server does not start.
     """
     figures = Figures(args.json)
-    cores = _halves()  # before this process gives up the server's
+    cores = halves()  # before this process gives up the server's
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
         folder = Path(name)
         bodies = bodies_of_a_run(folder)
@@ -92,11 +92,15 @@ def run(args: argparse.Namespace) -> int:
 
 def bodies_of_a_run(folder: Path) -> list[bytes]:
     """Train a model in `folder` / "run", and return a request for each of its posts."""
+    return [_body(row, folder / "data") for row in train_on_drawn(folder)]
+
+
+def train_on_drawn(folder: Path) -> list[dict[str, Any]]:
+    """Train a model in `folder` / "run", and return the rows of its posts, pictures beside them in "data"."""
     draw_posts(folder / "data", 300)
     (folder / "recipe.toml").write_text(RECIPE)
     run_recipe(folder / "recipe.toml", out=folder / "run")
-    rows = [json.loads(line) for line in (folder / "data" / "manifest.jsonl").read_text().splitlines()]
-    return [_body(row, folder / "data") for row in rows]
+    return [json.loads(line) for line in (folder / "data" / "manifest.jsonl").read_text().splitlines()]
 
 
 def _body(row: dict[str, Any], folder: Path) -> bytes:
@@ -129,7 +133,7 @@ class Waits(NamedTuple):
         )
 
 
-def _halves() -> tuple[set[int], set[int]]:
+def halves() -> tuple[set[int], set[int]]:
     """Return the server's half of this process's cores, and the clients'; a single core is of both."""
     cores = sorted(os.sched_getaffinity(0))
     half = len(cores) // 2
@@ -139,7 +143,7 @@ def _halves() -> tuple[set[int], set[int]]:
 async def _measure(
     folder: Path, bodies: list[bytes], seconds: float, cores: tuple[set[int], set[int]]
 ) -> tuple[Waits, Waits]:
-    async with serving(folder, cores=cores[0]) as (port, _):
+    async with serving(*serve_command(folder / "run"), cores=cores[0]) as (port, _):
         os.sched_setaffinity(0, cores[1])  # and of the hostile ones, which this process starts
         await _wait(port, bodies, seconds / 5)  # warm
         calm = await _wait(port, bodies, seconds)
@@ -159,18 +163,23 @@ async def _measure(
     return calm, attacked
 
 
+def serve_command(model: Path) -> tuple[str, ...]:
+    """Return the words after Python's that serve a model."""
+    return "-m", "selftrain", "serve", str(model), "--port", "0"
+
+
 @asynccontextmanager
 async def serving(
-    folder: Path, cores: Iterable[int] = (), **variables: str
+    *command: str, cores: Iterable[int] = (), **variables: str
 ) -> AsyncIterator[tuple[int, int]]:
-    """Serve the run in `folder` / "run" in a process of its own, on some `cores` or all.
+    """Let a `command` of Python's serve, in a process of its own, on some `cores` or all.
 
     Gives the port and the process's number.
     """
-    command = [sys.executable, "-m", "selftrain", "serve", str(folder / "run"), "--port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | variables | {"PYTHONUNBUFFERED": "1"}
-    )
+        [sys.executable, *command],
+        stdout=subprocess.PIPE, text=True, env=os.environ | variables | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
     assert process.stdout is not None, "it is a pipe"
     if cores:
         os.sched_setaffinity(process.pid, cores)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from runs.bench.serve import ask, bodies_of_a_run, serving
+from runs.bench.serve import ask, bodies_of_a_run, serve_command, serving
 from runs.bench.study import Figure, Figures
 from selftrain.data.drawn import draw_posts
 from selftrain.errors import DataError
@@ -108,7 +108,7 @@ def _requests(folder: Path, count: int) -> list[Held]:
 
     async def all_of_them() -> list[Held]:
         tenths = []
-        async with serving(folder, TMPDIR=str(scratch)) as (port, process):
+        async with serving(*serve_command(folder / "run"), TMPDIR=str(scratch)) as (port, process):
             for _ in tqdm(range(TENTHS), desc="tenths of the requests"):
                 each = range(count // TENTHS)
                 await asyncio.gather(*(client(port, each[n::AT_ONCE]) for n in range(AT_ONCE)))

@@ -39,7 +39,7 @@ KILLS = {
     "while the agents reconsider": ("after", "call:agents.offline.offline_agent:OfflineAgent.reconsider", 1),
     "with half of the verdicts written": ("half", "write:verdicts.jsonl", 2),
     "after the verdicts": ("after", "replace:verdicts.jsonl", 1),
-    "while a head is trained": ("before", "call:selftrain.models.head:fit_calibration", 3),
+    "while a head is trained": ("before", "call:selftrain.models.head:train_epochs", 3),
     "between model and metrics": ("after", "replace:model.safetensors", 2),
     "before the metrics take their place": ("before", "replace:metrics.json", 2),
     "between metrics and grown": ("after", "replace:metrics.json", 2),

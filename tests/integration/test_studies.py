@@ -41,6 +41,7 @@ MINUTES = {
     "agentps": ["--data", "{data}", "--work", "{tmp}"],
     "decisions": ["--data", "{data}", "--work", "{tmp}"],
     "serve": [],
+    "bare": [],
     "soak": [],
     "speed": ["--data", "{data}", "--against", "HEAD"],
 }

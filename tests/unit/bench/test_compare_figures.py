@@ -48,6 +48,8 @@ def test_nothing_in_common_is_an_error():
     [
         ("features", "ours", "ratio", False),
         ("serve", "attacked over calm", "p99", True),
+        ("bare", "serve", "ratio", False),
+        ("bare", "filter", "ratio", False),
         ("agents", "throughput", "ratio", False),
         ("agents", "reference", "ratio", False),
         ("agents", "client", "ratio, text", False),

@@ -1,0 +1,165 @@
+"""`python -m runs.bench bare`: what our server and our filter cost beside the bare model that they ask.
+
+serve   `selftrain serve` of an exported classifier, and the same file in a bare onnxruntime session behind
+        uvicorn, which checks nothing (`runs.bench.bare_server`): posts a second of sixteen clients, a
+        connection for each post
+filter  `selftrain filter` of a file of texts, and a loop that reads its lines, asks the same model and writes
+        what passes: posts a second
+
+Both take turns in one run. Posts are drawn, and have words alone. Servers have half of the cores, clients the
+others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from runs.bench.serve import ask, halves, serve_command, serving, train_on_drawn
+from runs.bench.study import Figure, Figures
+from selftrain.data.posts import Post
+from selftrain.models.onnx_export import export_onnx
+from selftrain.models.onnx_predictor import OnnxPredictor
+from selftrain.serving.streams import ModelAtWork, filter_posts
+
+STUDY = "bare"
+CLIENTS = 16
+THRESHOLD = 0.5
+TEXT_LIMIT = 20_000
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the study's options."""
+    parser = subparsers.add_parser(
+        STUDY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each server (default: 15)")
+    parser.add_argument("--posts", type=int, default=1000, help="posts to filter (default: 1000)")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of both (default: 3)")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure the pairs that --json does not hold yet, and print all.
+
+    Raises:
+        DataError: A server does not start.
+    """
+    figures = Figures(args.json)
+    todo = [
+        (part, repeat)
+        for repeat in range(args.repeats)
+        for part in ("serve", "filter")
+        if not figures.has(STUDY, part, args.posts, repeat)
+    ]
+    if todo:
+        with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
+            folder, model = Path(name), Path(name) / "model.onnx"
+            posts = [row for row in train_on_drawn(folder) if row["text"]]
+            export_onnx(folder / "run", model)
+            for part, repeat in todo:
+                ours, bare = (
+                    _served(model, posts, args.seconds)
+                    if part == "serve"
+                    else _filtered(folder, model, posts, args.posts, repeat)
+                )
+                found = {"posts_per_second": ours, "posts_per_second, bare": bare, "ratio": ours / bare}
+                print(f"{part} {repeat}: " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
+                figures.add([Figure(STUDY, "drawn", part, args.posts, repeat, *one) for one in found.items()])
+    print("\n".join(figures.table()))
+    return 0
+
+
+# ---- served --------------------------------------------------------------------------------------------
+
+
+def _served(model: Path, posts: list[dict[str, Any]], seconds: float) -> tuple[float, float]:
+    """Return the posts a second of our server, and of the bare one."""
+    everything = os.sched_getaffinity(0)
+    bodies = [json.dumps({"id": row["id"], "text": row["text"]}).encode() for row in posts]
+    commands = serve_command(model), ("-m", "runs.bench.bare_server", str(model))
+    try:
+        ours, bare = (asyncio.run(_rate(command, bodies, seconds)) for command in commands)
+    finally:
+        os.sched_setaffinity(0, everything)
+    return ours, bare
+
+
+async def _rate(command: tuple[str, ...], bodies: list[bytes], seconds: float) -> float:
+    servers, clients = halves()
+    async with serving(*command, cores=servers) as (port, _):
+        os.sched_setaffinity(0, clients)
+        await _ask_for(port, bodies, seconds / 5)  # warm
+        rate = await _ask_for(port, bodies, seconds)
+        os.sched_setaffinity(0, servers | clients)
+    return rate
+
+
+async def _ask_for(port: int, bodies: list[bytes], seconds: float) -> float:
+    """Let the clients score posts for so long; return how many a second were answered."""
+    began, answered = time.monotonic(), 0
+
+    async def client(number: int) -> None:
+        nonlocal answered
+        draw = random.Random(number)
+        while time.monotonic() < began + seconds:
+            status = await ask(port, b"POST /score", draw.choice(bodies), f"127.0.1.{number + 1}")
+            if status != 200:
+                raise RuntimeError(f"a post was answered with status {status}")
+            answered += 1
+
+    await asyncio.gather(*(client(number) for number in range(CLIENTS)))
+    return answered / (time.monotonic() - began)
+
+
+# ---- filtered ------------------------------------------------------------------------------------------
+
+
+def _filtered(
+    folder: Path, model: Path, posts: list[dict[str, Any]], count: int, repeat: int
+) -> tuple[float, float]:
+    """Return the posts a second of our filter, and of a loop over the lines."""
+    predictor, source = OnnxPredictor(model), folder / "posts.jsonl"
+    rows = ({"id": f"p{n}", "text": posts[n % len(posts)]["text"]} for n in range(count))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    predictor.predict([Post("warm", posts[0]["text"])])
+
+    def rate(work: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        work()
+        return count / (time.perf_counter() - began)
+
+    ours, bare = folder / f"ours{repeat}.jsonl", folder / f"bare{repeat}.jsonl"
+    at_work = ModelAtWork(predictor=predictor)
+    rates = (
+        rate(lambda: filter_posts(
+            at_work, str(source), ours, threshold=THRESHOLD, text_limit=TEXT_LIMIT, tell=lambda _: None
+        )),
+        rate(lambda: _loop(predictor, source, bare)),
+    )  # fmt: skip
+    if list(_ids(ours)) != list(_ids(bare)):
+        raise AssertionError("the filter and the loop let different posts pass: their speeds do not compare")
+    return rates
+
+
+def _loop(predictor: OnnxPredictor, source: Path, sink: Path) -> None:
+    """Do what a script would do that expects nothing bad."""
+    with source.open(encoding="utf-8") as lines, sink.open("w", encoding="utf-8") as passed:
+        for line in lines:
+            row = json.loads(line)
+            (found,) = predictor.predict([Post(row["id"], row["text"])])
+            if found.probs[predictor.positive] >= THRESHOLD:
+                passed.write(json.dumps(row | {"prediction": found.to_json()}) + "\n")
+
+
+def _ids(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8") as lines:
+        yield from (json.loads(line)["id"] for line in lines)
