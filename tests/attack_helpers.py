@@ -43,8 +43,16 @@ class Attacked:
     def listening(self, port):
         """Remember where it listens, and what it took until now."""
         self.port = port
-        self.before = self.peak = self.memory()
+        self.before = self.peak = self._settled()
         return self
+
+    def _settled(self):
+        """Bytes once they no longer grow: processes of its own start while it answers already."""
+        last, now = 0, self.memory()
+        while now > last:
+            time.sleep(1)
+            last, now = now, self.memory()
+        return now
 
     def connect(self):
         return socket.create_connection(("127.0.0.1", self.port), timeout=PROBE)
