@@ -12,11 +12,9 @@ import os
 import pickle
 import socket
 import traceback
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from selftrain.engine.mapping import Block, Result, Source, Stage
@@ -39,7 +37,6 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + b
 """With what gRPC begins, on both sides: HTTP/2, and a frame of settings."""
 _WITHOUT_RESULT = 30 * 60.0  # seconds; a block whose workers die again and again would be tried for ever
 _KNOCK_SECONDS = 5.0
-_UNDER_WAY = 4  # blocks that Ray hands to a worker before it has their results
 _DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
 
 
@@ -136,13 +133,9 @@ class OnRay:
                 ),
             )  # fmt: skip
         try:
-            batches = iter(mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0))
-            for batch in batches:
+            for batch in mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
                 made = _unpacked(batch)
                 if isinstance(made, _Raised):
-                    # what is under way on other workers may have been paid for: it ends before they do
-                    with suppress(ray.exceptions.RayError):  # the first error is the one to tell
-                        deque(islice(batches, _UNDER_WAY * room), maxlen=0)
                     raise made.error
                 yield made
         except (ray.exceptions.RayError, data.exceptions.ExecutionTimeoutError) as error:
