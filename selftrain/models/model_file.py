@@ -26,13 +26,18 @@ def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
 def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor], Json]:
     """Read the tensors and the header of a model, its `format` taken out; RunStateError: it is none such."""
     tensors, header = _read(file, tensors=True)
-    found = header.pop("format", None)
+    check_format(file, header.pop("format", None), formats)
+    return tensors, header
+
+
+def check_format(file: Path, found: object, formats: Collection[str]) -> None:
+    """Raise RunStateError where the format found in a file is none of those expected."""
     if found not in formats:
         wanted = " or ".join(map(repr, formats))
         raise RunStateError(
-            f"{file} has format {found!r}, expected {wanted}: it is no such model of selftrain"
+            f"{file} has format {found!r}, expected {wanted}: it is no such model of selftrain, or one of"
+            " another version. Give the right one, or train it again with this version"
         )
-    return tensors, header
 
 
 def read_format(file: Path) -> str:

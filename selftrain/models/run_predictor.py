@@ -23,11 +23,11 @@ from selftrain.data.features import extract_features
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
 from selftrain.errors import TrainingError
-from selftrain.models import predictor
+from selftrain.models import finetune_network, predictor
 from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.finetune_network import Network, load_finetuned
 from selftrain.models.head import FORMATS, Head, load_head, logits_of
-from selftrain.models.model_file import read_format
+from selftrain.models.model_file import check_format, read_format
 from selftrain.models.pretrained import build_backbone, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import numbered
@@ -73,7 +73,9 @@ class RunPredictor:
         folder = RunFolder(path)
         recipe, classes = stored_recipe(folder), folder.class_names()
         file = folder.round_path(folder.best_round()) / "model.safetensors"
-        if read_format(file) in FORMATS:
+        kind = read_format(file)
+        check_format(file, kind, (*FORMATS, *finetune_network.FORMATS.values()))
+        if kind in FORMATS:
             backbone, network = build_backbone(recipe), None
             pretrained = folder.environment().identity["backbone"]
             predictor.check_backbone(backbone, pretrained, folder.path)

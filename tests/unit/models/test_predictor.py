@@ -19,10 +19,13 @@ from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, ServingError
 from selftrain.models.calibration import probabilities
+from selftrain.models.head import FORMATS
+from selftrain.models.model_file import read_model, write_model
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
 from selftrain.serving.batching import Batcher
 from selftrain.serving.load_predictor import KINDS, load_predictor
+from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder
 
 CHECKOUT = Path(__file__).parents[3]
@@ -124,6 +127,17 @@ def test_what_is_no_model_is_refused_with_what_was_found(what, tmp_path):
     found = {"nothing": "not there", "a file": "is a file", "an empty folder": "is empty"}
     with pytest.raises(ServingError, match=found.get(what, "a folder with config.json; expected a run")):
         load_predictor(path)
+
+
+def test_a_model_of_another_version_is_told_with_what_is_expected_and_what_to_do(small_run, tmp_path):
+    copied = shutil.copytree(small_run, tmp_path / "run", symlinks=True)
+    file = RunFolder(copied).round_path(RunFolder(copied).best_round()) / "model.safetensors"
+    tensors, header = read_model(file, FORMATS)
+    write_model(file, header | {"format": "selftrain-head-0"}, tensors)
+    checksums.note_written(file)
+    with pytest.raises(RunStateError, match=r"one of another version\..* train it again") as refused:
+        load_predictor(copied)
+    assert all(f"'{kind}'" in str(refused.value) for kind in ("selftrain-head-0", *FORMATS))
 
 
 def test_a_run_without_a_round_is_refused(small_run, tmp_path):
