@@ -83,24 +83,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _served(model: Path, posts: list[dict[str, Any]], seconds: float) -> tuple[float, float]:
     """Return the posts a second of our server, and of the bare one."""
-    everything = os.sched_getaffinity(0)
+    everything, cores = os.sched_getaffinity(0), halves()
     bodies = [json.dumps({"id": row["id"], "text": row["text"]}).encode() for row in posts]
     commands = serve_command(model), ("-m", "runs.bench.bare_server", str(model))
     try:
-        ours, bare = (asyncio.run(_rate(command, bodies, seconds)) for command in commands)
+        ours, bare = (asyncio.run(_rate(command, cores, bodies, seconds)) for command in commands)
     finally:
         os.sched_setaffinity(0, everything)
     return ours, bare
 
 
-async def _rate(command: tuple[str, ...], bodies: list[bytes], seconds: float) -> float:
-    servers, clients = halves()
-    async with serving(*command, cores=servers) as (port, _):
-        os.sched_setaffinity(0, clients)
+async def _rate(
+    command: tuple[str, ...], cores: tuple[set[int], set[int]], bodies: list[bytes], seconds: float
+) -> float:
+    async with serving(*command, cores=cores[0]) as (port, _):
+        os.sched_setaffinity(0, cores[1])
         await _ask_for(port, bodies, seconds / 5)  # warm
-        rate = await _ask_for(port, bodies, seconds)
-        os.sched_setaffinity(0, servers | clients)
-    return rate
+        return await _ask_for(port, bodies, seconds)
 
 
 async def _ask_for(port: int, bodies: list[bytes], seconds: float) -> float:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import NamedTuple
@@ -241,17 +242,24 @@ def _agentps(figures: Figures) -> Iterator[str]:
         yield _line(method, [*about, *cells])
 
 
-def _single(figures: Figures, rows: Mapping[str, tuple[str, str] | tuple[str, str, int]]) -> Iterator[str]:
-    """Yield a line a figure: what it is called -> its method, metric and, where several are, posts."""
+def _single(
+    figures: Figures,
+    rows: Mapping[str, tuple[str, str] | tuple[str, str, int]],
+    of: Callable[[list[float]], float] = itemgetter(-1),
+) -> Iterator[str]:
+    """Yield a line a figure: what it is called -> its method, metric and, where several are, posts.
+
+    Of what was measured more than once it is the last, or what `of` makes of all.
+    """
     yield from _head("", ["measured"])
     for label, one in rows.items():
-        yield _line(label, [f"{_last(figures, *one):.3g}"])
+        yield _line(label, [f"{of(_measured(figures, *one)):.3g}"])
 
 
-def _last(figures: Figures, method: str, metric: str, n: int | None = None) -> float:
-    """Return the figure that was measured last; with so many posts, where that is said."""
+def _measured(figures: Figures, method: str, metric: str, n: int | None = None) -> list[float]:
+    """Return a figure as often as it was measured; with so many posts, where that is said."""
     found = (f for f in figures.figures if (f.method, f.metric) == (method, metric))
-    return [f.value for f in found if n in (None, f.n)][-1]
+    return [f.value for f in found if n in (None, f.n)]
 
 
 QWEN = "qwen2.5-coder-1.5b, label_only, 60 characters"
@@ -326,15 +334,6 @@ BARE = {
 }
 
 
-def _bare(figures: Figures) -> Iterator[str]:
-    """Yield a line a figure: the median over the pairs."""
-    yield from _head("", ["measured"])
-    for label, which in BARE.items():
-        yield _line(
-            label, [f"{median(f.value for f in figures.figures if (f.method, f.metric) == which):.3g}"]
-        )
-
-
 def _features(figures: Figures) -> Iterator[str]:
     yield from _single(figures, {
         "texts a second": ("ours", "texts_per_second"),
@@ -383,7 +382,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
     "agent forms": ("agents", _forms),
     "serve": ("serve", lambda figures: _single(figures, SERVE)),
-    "bare": ("bare", _bare),
+    "bare": ("bare", lambda figures: _single(figures, BARE, median)),
     "features": ("features", _features),
     "pools": ("pools", _pools),
 }
