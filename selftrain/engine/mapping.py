@@ -27,6 +27,8 @@ class Engine(Protocol):
     ) -> AbstractContextManager[Iterator[Result]]:
         """Run `stage` over the blocks of `source`; on leaving, what is still under way is given up.
 
+        Before an error of the source or of a block is raised, the blocks under way come to their end.
+
         The source is read once, a few blocks ahead of the results at most; it, its blocks, the stage and the
         results can be pickled where the engine is not this process. The stage depends on nothing but the
         block that it is given, so that it does not matter who works on which, in which order, and how often.

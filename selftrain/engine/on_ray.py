@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,11 +122,12 @@ class OnRay:
         context.max_consecutive_actor_init_deaths = _DEATHS
         context.execution_no_progress_timeout_s = _WITHOUT_RESULT
         context.enable_progress_bars = context.print_on_execution_start = False
+        ending = _ending(ray)
         with data.DataContext.current(context):
             mapped = data.read_datasource(
-                _datasource(source), override_num_blocks=1, num_cpus=0
+                _datasource(source, ending), override_num_blocks=1, num_cpus=0
             ).map_batches(
-                _Worker, fn_constructor_args=(stage,), batch_size=1, batch_format="pyarrow",
+                _Worker, fn_constructor_args=(stage, ending), batch_size=1, batch_format="pyarrow",
                 num_cpus=self.cpus, num_gpus=self.gpus or None,
                 # none goes while it waits: the next one would have to load the model again
                 compute=data.ActorPoolStrategy(
@@ -133,11 +135,17 @@ class OnRay:
                 ),
             )  # fmt: skip
         try:
-            for batch in mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-                made = _unpacked(batch)
-                if isinstance(made, _Raised):
-                    raise made.error
-                yield made
+            made = map(
+                _unpacked,
+                mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0),
+            )
+            for one in made:
+                if isinstance(one, _Raised):
+                    # other workers may have paid for what they are waiting for: that is kept first
+                    ray.get(ending.begin.remote())
+                    deque(made, maxlen=0)
+                    raise one.error
+                yield one
         except (ray.exceptions.RayError, data.exceptions.ExecutionTimeoutError) as error:
             raise EngineError(
                 f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
@@ -168,7 +176,34 @@ def _knock(address: str) -> None:
         raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from error
 
 
-def _datasource(source: Source[Block]) -> Any:  # noqa: ANN401 -- of Ray's type
+class _Ending:
+    """Whether a stage is ending: then no block is begun any more, and those under way come to their end."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def begin(self) -> None:
+        self._begun = True
+
+    def begun(self) -> bool:
+        return self._begun
+
+
+def _ending(ray: Any) -> Any:  # noqa: ANN401 -- the module, and a handle of its making
+    """Return an `_Ending` that every node can ask; it lies on the command's own, with which a stage is lost."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Ending).remote()
+
+
+def _begun(ending: Any) -> bool:  # noqa: ANN401 -- a handle
+    import ray
+
+    return bool(ray.get(ending.begun.remote()))
+
+
+def _datasource(source: Source[Block], ending: Any) -> Any:  # noqa: ANN401 -- a handle, and of Ray's type
     """Return the blocks of `source` as Ray Data reads them: by one task, in order, as they are asked for."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
@@ -180,14 +215,16 @@ def _datasource(source: Source[Block]) -> Any:  # noqa: ANN401 -- of Ray's type
             return None
 
         def get_read_tasks(self, *_: object, **__: object) -> list[Any]:
-            return [ReadTask(lambda: _read(source), BlockMetadata(None, None, None, None))]
+            return [ReadTask(lambda: _read(source, ending), BlockMetadata(None, None, None, None))]
 
     return Blocks()
 
 
-def _read(source: Source[Any]) -> Iterator[pa.Table]:
+def _read(source: Source[Any], ending: Any) -> Iterator[pa.Table]:  # noqa: ANN401 -- a handle
     try:
         for block in source():
+            if _begun(ending):
+                return
             yield _packed(block)
     except Exception as error:
         yield _packed(_Raised(error))
@@ -204,7 +241,8 @@ class _Raised:
 class _Worker:
     """What an actor of the pool does with blocks."""
 
-    def __init__(self, stage: Stage[Any, Any]) -> None:
+    def __init__(self, stage: Stage[Any, Any], ending: Any) -> None:  # noqa: ANN401 -- a handle
+        self._ending = ending
         try:
             self._work: Callable[[Any], Any] = stage()
         except Exception as error:  # a model that cannot be opened is told as it would be in process
@@ -215,6 +253,8 @@ class _Worker:
         block = _unpacked(batch)
         if isinstance(block, _Raised):
             return _packed(block)
+        if _begun(self._ending):
+            return _packed(None)
         try:
             return _packed(self._work(block))
         except Exception as error:

@@ -311,9 +311,7 @@ def test_workers_ask_a_model_and_no_answer_is_bought_twice(cluster, url, tmp_pat
     assert "at most 9,000 are spent" in capsys.readouterr().err
     assert 0 < len(model.bodies) < len(asked)
     assert main(words("there.jsonl", *shared)) == 0
-    # what the other worker had under way when the cap ended the command is lost with it
-    assert set(model.bodies) == set(asked)
-    assert len(model.bodies) - len(asked) <= 2
+    assert sorted(model.bodies) == asked
     assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
     assert f"{len(asked):,} calls" in told
 
