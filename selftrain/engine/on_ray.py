@@ -190,7 +190,7 @@ class _Ending:
 
 
 def _ending(ray: Any) -> Any:  # noqa: ANN401 -- the module, and a handle of its making
-    """Return an `_Ending` that every node can ask; it lies on the command's own, with which a stage is lost."""
+    """Return an `_Ending` that every node can ask, placed where the command is."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
