@@ -192,7 +192,7 @@ def validated(
         positions, labels, raw = fit.training.positions[known], fit.training.labels, cross_fit(fit)[known]
         calibration = fit_calibration(raw[:, corpus.columns], labels)
         model, logits = trainer.calibrate(model, calibration), calibration(raw)
-    return model, Scored([corpus.posts[i].id for i in positions], labels, logits)
+    return model, Scored([post.id for post in corpus.posts_at(positions)], labels, logits)
 
 
 CUT_POSTS = 2000
@@ -255,7 +255,7 @@ class OpenRound:
         scored = {"validation": validation}
         if rounds.labels_known(corpus.labels[corpus.test]):
             scored["test"] = Scored(
-                [corpus.posts[i].id for i in corpus.test],
+                [post.id for post in corpus.posts_at(corpus.test)],
                 corpus.labels[corpus.test],
                 _logits(trainer, model, corpus, corpus.test),
             )
@@ -327,17 +327,17 @@ def fit_agents(
 
     NearChanceError: an agent may be guessing and `on_near_chance` is "stop".
     """
-    labelled, pool = ([corpus.posts[i] for i in part] for part in (corpus.labelled, corpus.pool))
+    labelled = list(corpus.posts_at(corpus.labelled))
     accepted = []
-    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)):
+    for post in corpus.posts_at(corpus.positions_of(state.accepted)):
         verdict = state.accepted[post.id].verdict
         sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
         accepted.append(Accepted(post, verdict.label, target=sure))
     # people's labels count as much as labels do, but agents are neither calibrated nor measured on them:
     # these are posts on which they could not agree
-    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.human)):
+    for post in corpus.posts_at(corpus.positions_of(state.human)):
         accepted.append(Accepted(post, state.human[post.id].given.label, weight=1.0))
-    panel.fit(labelled, accepted=accepted, pool=pool)
+    panel.fit(labelled, accepted=accepted, pool=corpus.posts_at(corpus.pool))
     return check_agents(panel, labelled, on_near_chance)
 
 
@@ -361,7 +361,7 @@ def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopStat
     """Return accepted posts whose pseudo-label the model no longer gives: they are consistent no more."""
     accepted = corpus.positions_of(state.accepted)
     given = decide(_logits(trainer, model, corpus, accepted))
-    post_ids = [corpus.posts[int(p)].id for p in accepted]
+    post_ids = [post.id for post in corpus.posts_at(accepted)]
     return [
         post_id
         for post_id, number in zip(post_ids, given.tolist(), strict=True)

@@ -117,10 +117,10 @@ class SimulatedPanel:
     def for_run(self, run: RunContext) -> CrossReview:
         """Return agents that know the truth as far as the run's posts tell it."""
         corpus = run.corpus
+        known = np.flatnonzero(corpus.truth >= 0)
         truth = {
             post.id: corpus.classes[value]
-            for post, value in zip(corpus.posts, corpus.truth, strict=True)
-            if value >= 0
+            for post, value in zip(corpus.posts_at(known), corpus.truth[known], strict=True)
         }
         confusion = symmetric(corpus.shown, self.accuracy)
         rates = {"abstention": self.abstention, "shared": self.shared}
@@ -166,8 +166,8 @@ class ReplayedPanel:
     def _answers(self, corpus: Corpus) -> AnswersPanel:
         files = [Path(file) for file in (self.files[:1] if self.count == 1 else self.files)]
         panel = AnswersPanel([(file, read_answers(file, corpus.shown)) for file in files])
-        asked = [corpus.posts[position] for position in (*corpus.labelled, *corpus.pool)]
-        for missing in panel.missing(asked):
+        asked = np.concatenate([corpus.labelled, corpus.pool])
+        for missing in panel.missing(corpus.posts_at(asked)):
             logger.warning("%s", missing)
         return panel
 

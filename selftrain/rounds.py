@@ -468,9 +468,9 @@ def replay(folder: RunFolder) -> tuple[LoopState, list[RoundResult]]:
 
 def check_pool(corpus: Corpus, state: LoopState, folder: RunFolder) -> None:
     """Raise RunStateError where a post that was judged, or labelled by people, is not in the pool."""
-    pool = {corpus.posts[int(position)].id for position in corpus.pool}
+    pool = set(corpus.pool.tolist())
     for post_id in (*state.last_verdicts, *state.divergent, *state.human):
-        if post_id not in pool:
+        if corpus.position_of.get(post_id) not in pool:
             what = "decision" if post_id in state.human else "verdict"
             raise RunStateError(
                 f"{folder.path} has a {what} on {post_id!r}, which is not in the pool: the folder is damaged,"

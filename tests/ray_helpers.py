@@ -51,8 +51,8 @@ def raises(error: Exception) -> None:
 def across_processes(engine, source, stage):
     """`OnRay.map` without a cluster: everything is pickled as it would be on its way."""
     source, stage = pickle.loads(pickle.dumps((source, stage)))
-    worker = on_ray._Worker(stage)
-    yield (_told(on_ray._unpacked(worker(table))) for table in on_ray._read(source))
+    worker = on_ray._Worker(stage, bool)
+    yield (_told(on_ray._unpacked(worker(table))) for table in on_ray._read(source, bool))
 
 
 def _told(made):

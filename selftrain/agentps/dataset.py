@@ -270,7 +270,7 @@ def _of_manifest(sources: SourceSettings, seed: int) -> LabelledPosts:
     train, validation = [post for post in posts if post.label is not None], list[Post]()
     if has_splits(train):
         parts = parts_by_column(train)
-        train, validation = parts["labelled"], parts["validation"]
+        train, validation = list(parts["labelled"]), list(parts["validation"])
     if sources.validation is not None:
         validation, left_out = read_posts(sources.validation, task, sources)
         known = {post.id for post in validation}

@@ -8,7 +8,7 @@ positive one, of more all (`selftrain._util.numeric.class_columns`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +19,7 @@ import numpy as np
 from losses.base import Group
 from selftrain._util.numeric import class_columns
 from selftrain._util.types import BoolArray, Float32Array, IntArray, LabelArray
+from selftrain.data.post_store import Chosen, Joined, PositionOf
 from selftrain.errors import SplitError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TrainingSet(NamedTuple):
 class Corpus:
     """Posts, features and labels by position."""
 
-    posts: Sequence[Post]  # labelled, validation, pool and test posts, in this order
+    posts: Sequence[Post]  # labelled, validation, pool and test posts, in this order; the pool may be on disk
     table: FeatureTable | None  # feature rows of `posts`; None until they are extracted
     # positions of each split
     labelled: IntArray
@@ -86,9 +87,13 @@ class Corpus:
         return np.where(labels[:, None] == self.columns, own, other).astype(np.int64)
 
     @cached_property
-    def position_of(self) -> dict[str, int]:
+    def position_of(self) -> Mapping[str, int]:
         """Post id -> position, of all posts."""
-        return {post.id: position for position, post in enumerate(self.posts)}
+        return PositionOf(self.posts)
+
+    def posts_at(self, positions: IntArray) -> Sequence[Post]:
+        """Return the posts [n] at some positions; one is read when it is looked at."""
+        return Chosen(self.posts, positions)
 
     def positions_of(self, post_ids: Iterable[str]) -> IntArray:
         """[n] positions of some posts, in their own order.
@@ -116,20 +121,24 @@ def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corp
         np.arange(start, end, dtype=np.int64) for start, end in pairwise(bounds)
     )
     values = {name: number for number, name in enumerate(task.numbered)}
-    labels = np.array([UNKNOWN if p.label is None else values[p.label] for p in posts], dtype=np.int16)
+    labels = np.full(len(posts), UNKNOWN, dtype=np.int16)
+    for positions in (labelled, validation, test):  # no post of the pool shows a label
+        labels[positions] = [
+            UNKNOWN if p.label is None else values[p.label] for p in Chosen(posts, positions)
+        ]
     truth = labels.copy()
-    for position in pool:
-        known = splits.truth.get(posts[position].id)
+    for place, post in enumerate(splits.pool if splits.truth else ()):
+        known = splits.truth.get(post.id)
         if known is not None:
-            truth[position] = values[known]
+            truth[pool[place]] = values[known]
     corpus = Corpus(posts, table, labelled, validation, pool, test, labels, truth, task.numbered)
     _check(corpus)
     return corpus
 
 
-def ordered_posts(splits: Splits) -> tuple[Post, ...]:
+def ordered_posts(splits: Splits) -> Sequence[Post]:
     """Return the posts in the one order: labelled, validation, pool, test."""
-    return (*splits.labelled, *splits.validation, *splits.pool, *splits.test)
+    return Joined(splits.labelled, splits.validation, splits.pool, splits.test)
 
 
 def _check(corpus: Corpus) -> None:

@@ -24,10 +24,12 @@ from selftrain.data.matching import (
     normalise_text,
     traits_of,
 )
+from selftrain.data.post_store import Joined
 from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
 from selftrain.errors import SplitError
 
+_AT_ONCE = 16_384  # posts whose pictures and texts are compared in one go
 _Node = TypeVar("_Node", bound=Hashable)
 
 
@@ -84,9 +86,9 @@ def find_duplicates(
     return groups
 
 
-def in_order(splits: Splits) -> list[Post]:
+def in_order(splits: Splits) -> Sequence[Post]:
     """Return the posts to which the positions of `separate`'s embeddings are relative."""
-    return [post for name in PRIORITY for post in splits[name]]
+    return Joined(*(splits[name] for name in PRIORITY))
 
 
 def separate(
@@ -116,21 +118,26 @@ def separate(
     """
     if match not in ("any", "all"):
         raise ValueError(f'match {match!r}: expected "any" or "all"')
-    posts = in_order(splits)
-    traits = traits_of(posts, workers=workers, progress=progress)
-    kept: dict[int, str] = {}
+    posts, start = in_order(splits), 0
+    stays, homes = dict[int, Traits](), dict[int, str]()
     dropped: list[Dropped] = []
-    start = 0
     for name in PRIORITY:
-        here = range(start, start + len(splits[name]))
-        start = here.stop
-        close = _close(embeddings, here, list(kept))
-        copies = Reference(traits, list(kept), distance).copies(here, match, close)
-        dropped += [
-            Dropped(posts[one].id, name, posts[copy.position].id, kept[copy.position], copy.kind)
-            for one, copy in copies.items()
-        ]
-        kept.update((one, name) for one in here if one not in copies)
+        reference, kept = Reference(stays, distance), dict[int, Traits]()
+        end = start + len(splits[name])
+        for place in range(start, end, _AT_ONCE):
+            part = range(place, min(place + _AT_ONCE, end))
+            found = traits_of(posts[part.start : part.stop], workers=workers, progress=progress)
+            traits = dict(zip(part, found, strict=True))
+            copies = reference.copies(traits, match, _close(embeddings, part, list(stays)))
+            dropped += [
+                Dropped(posts[one].id, name, posts[copy.position].id, homes[copy.position], copy.kind)
+                for one, copy in copies.items()
+            ]
+            if name != PRIORITY[-1]:  # the largest: nothing is held against it
+                kept |= {one: trait for one, trait in traits.items() if one not in copies}
+        start = end
+        stays |= kept
+        homes |= dict.fromkeys(kept, name)
     try:
         return splits.without({drop.post_id for drop in dropped}), dropped
     except SplitError as error:

@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from backbones.base import FeatureLayout
@@ -34,7 +35,10 @@ from selftrain.errors import CacheError
 from selftrain.store.atomic import FULL, write_bytes, write_json
 
 FORMAT = 2
-_ENTRY = np.dtype([("key", "V32"), ("checksum", "<u4")])
+KEY_BYTES = 32
+Keys = npt.NDArray[np.uint8]
+"""Keys [n, 32], a SHA-256 a row."""
+_ENTRY = np.dtype([("key", f"V{KEY_BYTES}"), ("checksum", "<u4")])
 # Touching a page of a map makes the kernel map its neighbours too: few rows a map keep that small.
 _ROWS_PER_MAP = 256
 
@@ -73,13 +77,37 @@ class FeatureStore:
 
     def index(self) -> dict[bytes, int]:
         """Map key -> row number, for every row that counts."""
+        self._read_keys()
+        return {key.tobytes(): row for row, key in enumerate(self._entries["key"])}
+
+    def find(self, keys: Keys) -> IntArray:
+        """Return the row numbers [n] of keys [n, 32], -1 where there is none; 8 bytes a stored row."""
+        self._read_keys()
+        numbers = np.full(len(keys), -1, dtype=np.int64)
+        stored = np.ascontiguousarray(self._entries["key"]).view(np.uint8).reshape(-1, KEY_BYTES)
+        heads, wanted = (_heads(one) for one in (stored, keys))
+        order = heads.argsort(kind="stable")
+        heads = heads[order]
+        # of rows with one key the last counts; more than one step back only where two keys have one beginning
+        places = heads.searchsorted(wanted, side="right") - 1
+        left = np.flatnonzero(places >= 0)
+        while len(left):
+            left = left[heads[places[left]] == wanted[left]]
+            rows = order[places[left]]
+            same = (stored[rows] == keys[left]).all(axis=1)
+            numbers[left[same]] = rows[same]
+            left = left[~same]
+            places[left] -= 1
+            left = left[places[left] >= 0]
+        return numbers
+
+    def _read_keys(self) -> None:
         with _explained(self.folder, 0):
             self._entries = np.fromfile(self._keys, _ENTRY, self._count())
             stored = self._rows.stat().st_size // self._row_bytes
         if stored < len(self._entries):
             raise self._damaged(f"holds {stored} rows, {self._keys.name} names {len(self._entries)}")
         self._sound = np.zeros(len(self._entries), bool)
-        return {key.tobytes(): row for row, key in enumerate(self._entries["key"])}
 
     def read(self, numbers: IntArray) -> Float32Array:
         """Read rows [n, D] by number; a number of -1 gives NaN. Nothing stays mapped afterwards.
@@ -107,7 +135,7 @@ class FeatureStore:
             CacheError: One is not as it was written.
         """
         if len(numbers) and int(numbers[-1]) >= len(self._entries):
-            self.index()  # opened, and asked for rows before anything else
+            self._read_keys()  # opened, and asked for rows before anything else
         for place in np.flatnonzero(~self._sound[numbers]):
             key, checksum = self._entries[numbers[place]]
             if _checksum(key.tobytes(), rows[place].astype("<f4")) != checksum:
@@ -190,6 +218,11 @@ class FeatureStore:
         for path in (self._rows, self._keys):
             write_bytes(path, b"")  # rows without a meta.json could be anyone's
         write_json(meta, self._meta)
+
+
+def _heads(keys: Keys) -> npt.NDArray[np.uint64]:
+    """Return the first eight bytes of keys [n, 32] as numbers [n]."""
+    return np.ascontiguousarray(keys[:, :8]).view(np.uint64).reshape(-1)
 
 
 def _checksum(key: bytes, row: Float32Array) -> int:

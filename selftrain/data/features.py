@@ -24,13 +24,14 @@ from backbones.errors import ImageError
 from backbones.images import check_image
 from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.data.feature_store import FORMAT, FeatureStore
+from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys
 from selftrain.engine.mapping import Engine, InProcess, Place, StageRun, placed
 from selftrain.errors import EngineError
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
 _IMAGES_PER_WRITE = 4
 _POSTS_PER_WRITE = 32
+_HASHED_AT_ONCE = 16_384  # posts
 
 
 class FeatureTable:
@@ -54,6 +55,10 @@ class FeatureTable:
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def at(self, positions: IntArray) -> FeatureTable:
+        """Return the table of the posts at some positions: its position 0 is the first of them here."""
+        return FeatureTable(self._store, self._numbers[positions], {}, None)
 
     def rows(self, positions: npt.ArrayLike) -> Float32Array:
         """Return rows [n, D] at `positions`, in that order; repeats are allowed.
@@ -129,29 +134,27 @@ def extract_features(
     fingerprint = backbone.fingerprint()
     store = FeatureStore(Path(cache_root) / f"{fingerprint[:16]}-{FORMAT}", fingerprint, backbone.layout)
     # --- find the key of every post
-    cache_keys = _cache_keys(posts, workers)
-    failed = {post.id: a.reason for post, a in zip(posts, cache_keys, strict=True) if a.reason}
+    keys, failed = _cache_keys(posts, workers)
     # --- compute what is missing
-    known, computed = store.index(), None
-    if any(a.digest not in known for a in cache_keys if not a.reason):
+    numbers, computed = store.find(keys), None
+    readable = keys.any(axis=1)
+    if (numbers[readable] < 0).any():
         with store.writing():
             refused, computed = _fill(
-                store, posts, cache_keys, backbone,
+                store, posts, keys, backbone,
                 batch_size=batch_size, workers=workers, progress=progress, pool=pool,
             )  # fmt: skip
-        failed |= {
-            p.id: refused[a.digest] for p, a in zip(posts, cache_keys, strict=True) if a.digest in refused
-        }
-        known = store.index()
+        numbers = store.find(keys)
+        for place in np.flatnonzero(readable & (numbers < 0)).tolist():
+            failed[posts[place].id] = refused[keys[place].tobytes()]
     # --- point at the rows
-    numbers = np.array([known.get(a.digest, -1) for a in cache_keys], dtype=np.int64)
     return FeatureTable(store, numbers, failed, computed)
 
 
 def _fill(
     store: FeatureStore,
     posts: Sequence[Encodable],
-    cache_keys: Sequence[_CacheKey],
+    keys: Keys,
     backbone: Backbone,
     *,
     batch_size: int,
@@ -160,34 +163,43 @@ def _fill(
     pool: EncoderPool | None,
 ) -> tuple[dict[bytes, str], StageRun]:
     """Compute and store the missing rows; key -> reason of the posts that could not be encoded, and where."""
+
     began, places = time.monotonic(), set[Place]()
-    known = store.index()  # again, now that the lock is held: another process may have filled it
-    missing: dict[bytes, Encodable] = {}
-    for post, (key, reason) in zip(posts, cache_keys, strict=True):
-        if not reason and key not in known:
-            missing.setdefault(key, post)
+    # again, now that the lock is held: another process may have filled it
+    missing = _firsts(keys, np.flatnonzero(keys.any(axis=1) & (store.find(keys) < 0)))
     refused: dict[bytes, str] = {}
-    parts = list(_parts(missing, batch_size))
-    blocks: list[list[Encodable]] = [[missing[key] for key in part] for part in parts]
+    parts = list(_parts(posts, missing, batch_size))
     engine, make = pool or EncoderPool(InProcess(), lambda: backbone)
-    if pool is not None:  # what a backbone reads, and no more of a post, is sent to who computes it
-        blocks = [[_Content(post.id, post.text, post.images) for post in block] for block in blocks]
     stage = partial(_encoding, make, backbone.fingerprint(), batch_size, workers)
     with (
         ProgressBar(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
-        engine.map(partial(iter, blocks), placed(stage)) as found,
+        engine.map(partial(_blocks, posts, parts), placed(stage)) as found,
     ):
         for part, (encoded, place) in zip(parts, found, strict=True):
             places.add(place)
             reasons = {failure.index: failure.reason for failure in encoded.failures}
             for index in np.flatnonzero(~np.isfinite(encoded.rows).all(axis=1)).tolist():
                 reasons.setdefault(index, f"{backbone.name} gave features that are not finite")
-            refused |= {part[index]: reason for index, reason in reasons.items()}
+            refused |= {keys[part[index]].tobytes(): reason for index, reason in reasons.items()}
             kept = [index for index in range(len(part)) if index not in reasons]
-            store.append([part[index] for index in kept], encoded.rows[kept])
+            store.append([keys[part[index]].tobytes() for index in kept], encoded.rows[kept])
             bar.update(len(part))
     seconds = time.monotonic() - began
     return refused, StageRun.at("features", len(missing), seconds, places)
+
+
+def _firsts(keys: Keys, positions: IntArray) -> IntArray:
+    """Return those positions whose key stands at none before, in their order."""
+    _, first = np.unique(keys[positions].view(np.uint64), axis=0, return_index=True)
+    return positions[np.sort(first)]
+
+
+def _blocks(posts: Sequence[Encodable], parts: Sequence[IntArray]) -> Iterator[list[Encodable]]:
+    """Read the posts of each part: what a backbone looks at, and no more, goes to who computes it."""
+    for part in parts:
+        yield [
+            _Content(post.id, post.text, post.images) for post in (posts[place] for place in part.tolist())
+        ]
 
 
 class _Content(NamedTuple):
@@ -211,25 +223,32 @@ def _encoding(
     return partial(backbone.encode, batch_size=batch_size, workers=workers)
 
 
-def _parts(missing: Mapping[bytes, Encodable], batch_size: int) -> Iterator[list[bytes]]:
-    """Yield keys in the order given, so many a write that neither posts nor images are too many."""
-    part: list[bytes] = []
-    images = 0
-    for key, post in missing.items():
-        part.append(key)
-        images += len(post.images)
-        if len(part) >= _POSTS_PER_WRITE * batch_size or images >= _IMAGES_PER_WRITE * batch_size:
-            yield part
-            part, images = [], 0
-    if part:
-        yield part
+def _parts(posts: Sequence[Encodable], missing: IntArray, batch_size: int) -> Iterator[IntArray]:
+    """Yield positions in the order given, so many a write that neither posts nor images are too many."""
+    start = images = 0
+    for end, place in enumerate(missing.tolist(), 1):
+        images += len(posts[place].images)
+        if end - start >= _POSTS_PER_WRITE * batch_size or images >= _IMAGES_PER_WRITE * batch_size:
+            yield missing[start:end]
+            start, images = end, 0
+    if start < len(missing):
+        yield missing[start:]
 
 
-def _cache_keys(posts: Sequence[Encodable], workers: int) -> list[_CacheKey]:
-    if workers < 1 or not any(post.images for post in posts):
-        return [_cache_key(post) for post in posts]
-    with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
-        return list(pool.map(_cache_key, posts))
+def _cache_keys(posts: Sequence[Encodable], workers: int) -> tuple[Keys, dict[str, str]]:
+    """Return the keys [N, 32] of posts, zeros where there is none, and why those have none, by post id."""
+    keys, failed = np.zeros((len(posts), KEY_BYTES), np.uint8), dict[str, str]()
+    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="hash") as pool:
+        for start in range(0, len(posts), _HASHED_AT_ONCE):
+            part = posts[start : start + _HASHED_AT_ONCE]
+            # threads are worth it for files
+            hashed = pool.map if workers > 0 and any(post.images for post in part) else map
+            for place, (post, key) in enumerate(zip(part, hashed(_cache_key, part), strict=True), start):
+                if key.reason:
+                    failed[post.id] = key.reason
+                else:
+                    keys[place] = np.frombuffer(key.digest, np.uint8)
+    return keys, failed
 
 
 def _cache_key(post: Encodable) -> _CacheKey:

@@ -15,7 +15,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -39,6 +39,7 @@ from selftrain.data.columns import (
 )
 from selftrain.data.inline_pictures import keep_picture
 from selftrain.data.met_ids import MetIds
+from selftrain.data.post_store import Chosen, PostStore
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.tables import RawRow, Table, fold, is_odd, open_table
 from selftrain.data.task import Task
@@ -60,6 +61,7 @@ from selftrain.errors import ManifestError, QuarantineError
 LISTED = 10
 NOTE = "note"  # kind of a record in a quarantine that is about no row left out
 _MOST_PROBLEMS = 100_000  # kept one by one; the others are counted
+_PICTURES_CHECKED = 65_536  # remembered: a picture that several rows have is opened once, if they are near
 _LOG = logging.getLogger(__name__)
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:)?//|^data:", re.IGNORECASE)
 _ENTITY = re.compile(r"&(#\d{1,7}|#x[0-9a-f]{1,6}|amp|lt|gt|quot|apos|nbsp|[a-z]{2,8});", re.IGNORECASE)
@@ -98,9 +100,7 @@ class Rows:
         table: The rows, where they are not those of the file at `path`.
         allow_missing_text, max_pixels, max_images: See `read_manifest`.
         columns, labels, videos: See `read_manifest`.
-        remember: Refuse an id that was met, and open each image once, at the price of memory for every row; a
-            stream that has no end is read without.
-        met: Refuse an id that was met, in little memory, where rows are not remembered.
+        met: Refuses an id that was met; a stream that has no end is read without.
 
     Raises:
         ManifestError: As `read_manifest`.
@@ -118,7 +118,6 @@ class Rows:
         columns: Mapping[str, str] | None = None,
         labels: bool = True,
         videos: bool = True,
-        remember: bool = True,
         met: MetIds | None = None,
     ) -> None:
         self.table = open_table(path) if table is None else table
@@ -130,10 +129,9 @@ class Rows:
         self._max_pixels = max_pixels
         self._max_images = max_images
         self._read_labels, self._videos = labels, videos
-        self._remember = remember
-        self._met: dict[str, tuple[int, object]] = {}
-        self._met_ids = met
-        self._checked: dict[str, Path | RowError] = {}
+        self._met = met
+        self._labels_met: list[str] = []  # as the first rows write them
+        self._checked: dict[str, Path | RowError] = {}  # of the pictures met last, whichever rows have them
         self._listed: dict[Path, dict[str, str]] = {}  # folder -> names in it, where pictures are missing
         self._fields, self._unread = Counter[str](), Counter[str]()
         self._classes = Counter[
@@ -305,17 +303,20 @@ class Rows:
         remedy = "remove one of the two or rename it"
         if _SPREADSHEET.fullmatch(value):
             remedy = "a spreadsheet has cut the digits off: export the column again, as text"
-        if value in self._met:
-            line, other = self._met[value]
-            differs = f", there with the label {shorten(other)}" if other != label else ""
+        said = self._label_number(label)
+        earlier = None if self._met is None else self._met.meet(value, self._line << 8 | said)
+        if earlier is not None:
+            line, other = earlier >> 8, earlier & 0xFF
+            differs = f", there with the label {self._labels_met[other]}" if other != said else ""
             raise RowError(f"id stands already in line {line}{differs}", remedy, value)
-        if self._remember:
-            self._met[value] = self._line, label
-        elif self._met_ids is not None:
-            earlier = self._met_ids.meet(value, self._line)
-            if earlier is not None:
-                raise RowError(f"id stands already in line {earlier}", remedy, value)
         return value
+
+    def _label_number(self, label: object) -> int:
+        """Return a number, of eight bits, for what a row has as its label; the last is that of all others."""
+        shown = shorten(label) if self._read_labels else ""
+        if shown not in self._labels_met and len(self._labels_met) < 0x100:
+            self._labels_met.append(shown if len(self._labels_met) < 0xFF else "of another name")
+        return self._labels_met.index(shown) if shown in self._labels_met else 0xFF
 
     def _note_id(self, value: str) -> None:
         """Say what is odd about an id, which is kept as it is."""
@@ -402,8 +403,9 @@ class Rows:
                 found = self._opened(written, recorded)
             except RowError as error:
                 found = error
-            if self._remember:
-                self._checked[key] = found
+            if len(self._checked) >= _PICTURES_CHECKED:
+                self._checked.clear()
+            self._checked[key] = found
         if isinstance(found, RowError):
             raise RowError(found.reason, found.remedy)
         return found
@@ -601,7 +603,7 @@ class ManifestReport:
     """The posts of a manifest in its order, and the rows set aside; a row is in exactly one of them."""
 
     path: Path
-    posts: tuple[Post, ...]  # in its order
+    posts: Sequence[Post]  # in its order; a tuple, or a view of posts on disk
     problems: tuple[Problem, ...]  # the rows set aside, the first hundred thousand of them
     notes: tuple[ManifestNote, ...] = ()  # what was not read, or read as something else than it is called
     unlisted: int = 0  # rows set aside beyond those of `problems`
@@ -661,6 +663,7 @@ def read_manifest(
     columns: Mapping[str, str] | None = None,
     labels: bool = True,
     videos: bool = True,
+    store: PostStore | None = None,
 ) -> ManifestReport:
     """Read and check a manifest.
 
@@ -673,6 +676,7 @@ def read_manifest(
         columns: Field -> column that holds it, where that is called otherwise: ``{"label": "class"}``.
         labels: Whether labels and process answers are needed; without, they are neither read nor judged.
         videos: Whether videos are looked at; without, a post that has one is set aside.
+        store: Where the posts are kept, behind those that it holds; None: in memory.
 
     Raises:
         ManifestError: The file is missing, is no table, or has no column called ``id``.
@@ -680,9 +684,10 @@ def read_manifest(
     path = Path(path)
     rows = Rows(
         path, task, allow_missing_text=allow_missing_text, max_pixels=max_pixels, max_images=max_images,
-        columns=columns, labels=labels, videos=videos,
+        columns=columns, labels=labels, videos=videos, met=MetIds(),
     )  # fmt: skip
-    posts, problems, unlisted = list[Post](), list[Problem](), 0
+    posts: list[Post] | PostStore = [] if store is None else store
+    start, problems, unlisted = len(posts), list[Problem](), 0
     for raw in rows.table.rows:
         try:
             posts.append(rows.post(raw))
@@ -691,11 +696,12 @@ def read_manifest(
                 problems.append(Problem(raw.line, error.post_id, error.reason, error.remedy))
             else:
                 unlisted += 1
-    if not posts and not problems:
+    if len(posts) == start and not problems:
         problems.append(Problem(0, None, "the file holds no rows", "write at least one post into it"))
     elif rows.columns.missing:
         raise ManifestError(f"no row of {path} has {sorted(rows.columns.missing)}: correct --column")
-    return ManifestReport(path, tuple(posts), tuple(problems), tuple(rows.notes()), unlisted)
+    found = tuple(posts) if store is None else Chosen(posts, range(start, len(posts)))
+    return ManifestReport(path, found, tuple(problems), tuple(rows.notes()), unlisted)
 
 
 def describe(problems: tuple[Problem, ...], most: int = LISTED) -> Iterator[str]:

@@ -12,7 +12,7 @@ import logging
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -208,39 +208,39 @@ def _unit(embeddings: Embeddings, positions: Sequence[int]) -> Float32Array:
 class Reference:
     """Posts that stay, indexed by text and by image.
 
-    Positions are relative to `traits`; those of `members` are in order of priority, and of several posts that
-    match the first is named.
+    Positions are those of the dictionary, which is in order of priority: of several posts that match the
+    first is named.
     """
 
-    def __init__(self, traits: Sequence[Traits], members: Sequence[int], distance: int) -> None:
-        self._traits = traits
+    def __init__(self, members: Mapping[int, Traits], distance: int) -> None:
+        self._traits = members
         self._distance = distance
         self._rank = {one: rank for rank, one in enumerate(members)}
         self._texts: dict[str, list[int]] = defaultdict(list)
         self._digests: dict[bytes, list[int]] = defaultdict(list)
         self._hashes: dict[int, list[int]] = defaultdict(list)
-        for one in members:
-            if traits[one].text:
-                self._texts[traits[one].text].append(one)
-            for image in traits[one].images:
+        for one, traits in members.items():
+            if traits.text:
+                self._texts[traits.text].append(one)
+            for image in traits.images:
                 self._digests[image.digest].append(one)
                 if image.perceptual is not None:
                     self._hashes[image.perceptual].append(one)
         self._index = HashIndex(self._hashes, distance)
 
-    def copies(self, here: Iterable[int], match: Match, close: dict[int, list[int]]) -> dict[int, Copy]:
-        """Return those of `here` that copy a member, with the member; `close` names those of close texts."""
+    def copies(
+        self, posts: Mapping[int, Traits], match: Match, close: Mapping[int, list[int]]
+    ) -> dict[int, Copy]:
+        """Return those of `posts` that copy a member, with the member; `close` names those of close texts."""
         found = {}
-        for one in here:
-            copy = (
-                self._any(one, close.get(one, [])) if match == "any" else self._all(one, close.get(one, []))
-            )
+        for one, trait in posts.items():
+            near = close.get(one, [])
+            copy = self._any(trait, near) if match == "any" else self._all(trait, near)
             if copy is not None:
                 found[one] = copy
         return found
 
-    def _any(self, one: int, close: list[int]) -> Copy | None:
-        trait = self._traits[one]
+    def _any(self, trait: Traits, close: list[int]) -> Copy | None:
         ways = [
             (self._texts.get(trait.text, []), "text"),
             (
@@ -254,17 +254,16 @@ class Reference:
             (Copy(min(others, key=self._rank.__getitem__), kind) for others, kind in ways if others), None
         )
 
-    def _all(self, one: int, close: list[int]) -> Copy | None:
-        trait = self._traits[one]
+    def _all(self, trait: Traits, close: list[int]) -> Copy | None:
         same = {*self._texts.get(trait.text, []), *close}
         looking = {other for image in trait.images for other in self._digests.get(image.digest, [])}
         looking.update(self._near(trait))
-        agreeing = [other for other in same | looking if self._agree(one, other, other in same)]
+        agreeing = [other for other in same | looking if self._agree(trait, other, other in same)]
         return Copy(min(agreeing, key=self._rank.__getitem__), "all") if agreeing else None
 
-    def _agree(self, one: int, other: int, same_text: bool) -> bool:
+    def _agree(self, ours: Traits, other: int, same_text: bool) -> bool:
         """Tell whether every modality that both have matches."""
-        ours, theirs = self._traits[one], self._traits[other]
+        theirs = self._traits[other]
         if ours.text and theirs.text and not same_text:
             return False
         if ours.images and theirs.images:

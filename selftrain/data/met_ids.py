@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 import numpy as np
 import numpy.typing as npt
+
+from selftrain.data.post_store import id_key
 
 _RECENT = 1 << 16  # ids that are kept in a dictionary before they are sorted in
 _Run = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]
@@ -14,8 +14,7 @@ _Run = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]
 class MetIds:
     """Ids, and the line that each was first met in.
 
-    An id is kept as 64 bits of its BLAKE2b digest: among 10^8 ids the chance that any two are mistaken for
-    each other is 3 in 10,000. New ones are collected, then sorted into runs that double in length, so that
+    An id is kept as `id_key`. New ones are collected, then sorted into runs that double in length, so that
     there are few to look through.
     """
 
@@ -25,8 +24,7 @@ class MetIds:
 
     def meet(self, post_id: str, line: int) -> int | None:
         """Return the line that an id was met in before; of a new one None, and remember `line`."""
-        digest = blake2b(post_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        key = int.from_bytes(digest, "little")
+        key = id_key(post_id)
         found = self._recent.get(key)
         if found is not None:
             return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,16 @@ from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.inline_pictures import cache_home
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
 from selftrain.data.matching import Embeddings
+from selftrain.data.post_store import Joined, PositionOf, PostStore
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
 from selftrain.engine.mapping import StageRun
 from selftrain.errors import SplitError
 from selftrain.selection import quotas
+from selftrain.store.run_dir import PostDigest
+
+_SPLITS = ("labelled", "validation", "pool", "test")
 
 
 class PreparedData(NamedTuple):
@@ -35,9 +39,21 @@ class PreparedData(NamedTuple):
     # everything left out: bad rows, copies across splits, posts that could not be encoded
     quarantine: list[Json]
     identity: Json  # what must be the same when the run goes on
-    # post id -> its split, and a digest of text and label: says what differs where that is not so
-    posts: Mapping[str, str]
+    posts: Iterable[PostDigest]  # says what differs where that is not so
     stages: tuple[StageRun, ...] = ()  # what was computed for it
+
+
+class PostDigests:
+    """What each post of a corpus is to the run, computed as it is asked for."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    def __iter__(self) -> Iterator[PostDigest]:
+        for name in _SPLITS:
+            for post in self._corpus.posts_at(getattr(self._corpus, name)):
+                content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
+                yield PostDigest(post.id, name, hashlib.sha256(content).hexdigest()[:16])
 
 
 class SplitPosts(NamedTuple):
@@ -130,28 +146,28 @@ def prepare_split(
     with _explained(hints):
         _check_sizes(_draw_labels(drawn, task, recipe.data, recipe.seed), task, recipe)
 
-    def extract(wanted: list[Post]) -> FeatureTable:
-        return extract_features(
-            wanted, backbone, cache_folder(recipe.backbone),
-            batch_size=recipe.backbone.batch_size, workers=recipe.backbone.workers, progress=progress,
-            pool=pool,
-        )  # fmt: skip
+    encoded = in_order(drawn)
+    table = extract_features(
+        encoded, backbone, cache_folder(recipe.backbone),
+        batch_size=recipe.backbone.batch_size, workers=recipe.backbone.workers, progress=progress, pool=pool,
+    )  # fmt: skip
+    failed, stages = table.failed, (table.computed,) if table.computed else ()
+    _enforce_failures(failed, len(encoded), recipe.data)
+    place_of = PositionOf(encoded)
 
-    first = extract(in_order(drawn))
-    failed, stages = first.failed, (first.computed,) if first.computed else ()
-    splits = drawn.without(failed) if failed else drawn
-    _enforce_failures(failed, len(in_order(drawn)), recipe.data)
+    def rows_of(posts: Sequence[Post]) -> FeatureTable:
+        return table.at(place_of.all(posts))
+
     with _explained(hints):
-        splits, dropped = _keep_apart(splits, recipe.data, extract)
+        splits, dropped = _keep_apart(drawn.without(failed), recipe.data, rows_of)
     with _explained([*hints, *([describe_copies(dropped)] if dropped else ())]):
         splits = _draw_labels(splits, task, recipe.data, recipe.seed)
         _check_sizes(splits, task, recipe)  # again: failures and copies are gone
-    posts_in_order = ordered_posts(splits)
-    corpus = build_corpus(splits, task, extract(list(posts_in_order)))
+    corpus = build_corpus(splits, task, rows_of(ordered_posts(splits)))
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return PreparedData(task, corpus, quarantine, identity, _fingerprints(corpus), stages)
+    return PreparedData(task, corpus, quarantine, identity, PostDigests(corpus), stages)
 
 
 def cache_folder(section: BackboneSection) -> Path:
@@ -174,13 +190,14 @@ def _explained(hints: Sequence[str]) -> Iterator[None]:
 
 def _read(section: DataSection, task: Task) -> dict[str, ManifestReport]:
     """Read each manifest named; past the threshold it stops."""
-    reports = {}
+    reports, store = {}, PostStore()
     for name in ("manifest", "validation", "test", "pool"):
         path = getattr(section, name)
         if path is not None:
             reports[name] = read_manifest(
-                path, task, max_pixels=section.max_image_pixels, columns=section.columns, videos=False
-            )
+                path, task, max_pixels=section.max_image_pixels, columns=section.columns, videos=False,
+                store=store,
+            )  # fmt: skip
             reports[name].enforce(_tolerance(section))
     return reports
 
@@ -213,7 +230,7 @@ def _check_split_named(posts: Sequence[Post], section: DataSection) -> None:
         )
 
 
-def _split(posts: dict[str, tuple[Post, ...]], task: Task, section: DataSection, seed: int) -> Splits:
+def _split(posts: Mapping[str, Sequence[Post]], task: Task, section: DataSection, seed: int) -> Splits:
     """Build the splits with every label of train still in use: which of them to hide is drawn last."""
     manifest = posts["manifest"]
     _check_split_named(manifest, section)
@@ -234,7 +251,7 @@ def _split(posts: dict[str, tuple[Post, ...]], task: Task, section: DataSection,
         manifest, task, shares, balance=section.balance, seed=seed, allow_empty_pool=True
     )
     return split_given(
-        task, splits.labelled, splits.validation, (*splits.pool, *posts.get("pool", ())),
+        task, splits.labelled, splits.validation, Joined(splits.pool, posts.get("pool", ())),
         (*splits.test, *posts.get("test", ())), seed=seed, allow_empty_pool=True,
     )  # fmt: skip
 
@@ -264,12 +281,12 @@ def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
 
 
 def _keep_apart(
-    splits: Splits, section: DataSection, extract: Callable[[list[Post]], FeatureTable]
+    splits: Splits, section: DataSection, rows_of: Callable[[Sequence[Post]], FeatureTable]
 ) -> tuple[Splits, list[Dropped]]:
     """Drop copies: no copy, near or exact, may stand in two splits."""
     if section.duplicates == "off":
         return splits, []
-    table = extract(in_order(splits))
+    table = rows_of(in_order(splits))
     embeddings = Embeddings(table.rows, table.layout.text, section.near_duplicate_cosine)
     return separate(splits, match=section.duplicates, embeddings=embeddings)
 
@@ -287,21 +304,11 @@ def _dropped_row(one: Dropped) -> Json:
     }
 
 
-def _fingerprints(corpus: Corpus) -> dict[str, str]:
-    found = {}
-    for name in ("labelled", "validation", "pool", "test"):
-        for post in (corpus.posts[position] for position in getattr(corpus, name)):
-            content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
-            found[post.id] = f"{name} {hashlib.sha256(content).hexdigest()[:16]}"
-    return found
-
-
 def _digest(corpus: Corpus) -> str:
     """Return the SHA-256 of who is in which split with which label: the rounds depend on it."""
     digest = hashlib.sha256()
-    for name in ("labelled", "validation", "pool", "test"):
+    for name in _SPLITS:
         digest.update(f"\n{name}".encode())
-        for position in getattr(corpus, name):
-            post = corpus.posts[position]
+        for post in corpus.posts_at(getattr(corpus, name)):
             digest.update(repr((post.id, post.text, post.label)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from selftrain.data.post_store import Chosen, Joined, PositionOf, unlabelled
 from selftrain.data.posts import Post
 from selftrain.data.tables import fold
 from selftrain.data.task import Task
@@ -41,8 +42,9 @@ class Splits:
     # Labelled; chooses the model and the thresholds. May be empty: then each labelled post is left out once
     # instead.
     validation: tuple[Post, ...]
-    # their labels are hidden: `label` is None, and `process` is empty where there was a label
-    pool: tuple[Post, ...]
+    # their labels are hidden: `label` is None, and `process` is empty where there was a label; may be a view
+    # of posts on disk
+    pool: Sequence[Post]
     test: tuple[Post, ...] = ()  # Labelled; only measured on. May be empty.
     # Id -> label of the pool posts whose label was hidden. For measuring only, never for training.
     truth: Mapping[str, str] = field(default_factory=dict)
@@ -60,11 +62,11 @@ class Splits:
                 f"the pool is empty ({self.sizes}); expected at least 1 post: add some or label fewer"
             )
 
-    def __getitem__(self, name: str) -> tuple[Post, ...]:
+    def __getitem__(self, name: str) -> Sequence[Post]:
         """Return the split called "labelled", "validation", "pool" or "test"."""
         if name not in PRIORITY:
             raise KeyError(name)
-        posts: tuple[Post, ...] = getattr(self, name)
+        posts: Sequence[Post] = getattr(self, name)
         return posts
 
     @property
@@ -78,25 +80,32 @@ class Splits:
         Raises:
             SplitError: What is left is too little.
         """
-        gone = frozenset(ids)
-        left = {name: tuple(post for post in self[name] if post.id not in gone) for name in PRIORITY}
-        truth = {post_id: label for post_id, label in self.truth.items() if post_id not in gone}
-        return Splits(self.names, **left, truth=truth, allow_empty_pool=self.allow_empty_pool)
+        if not ids:
+            return self
+        position_of = PositionOf(self.pool)
+        gone = {place for one in ids if (place := position_of.get(one)) is not None}
+        pool = Chosen(self.pool, [place for place in range(len(self.pool)) if place not in gone])
+        labelled, validation, test = (
+            tuple(post for post in self[name] if post.id not in ids)
+            for name in ("labelled", "validation", "test")
+        )
+        truth = {post_id: label for post_id, label in self.truth.items() if post_id not in ids}
+        return Splits(self.names, labelled, validation, pool, test, truth, self.allow_empty_pool)
 
     def _check_ids(self) -> None:
-        homes: dict[str, str] = {}
-        for name in PRIORITY:
-            for post in self[name]:
-                first = homes.setdefault(post.id, name)
-                if first != name:
-                    raise SplitError(
-                        f"id {post.id!r} stands in {first} and in {name}; expected one split: remove one"
-                    )
-            ids = {post.id for post in self[name]}
-            if len(ids) < len(self[name]):
+        posts = Joined(*(self[name] for name in PRIORITY))
+        homes = [name for name in PRIORITY for _ in range(len(self[name]))]
+        for first, second in PositionOf(posts).twice():
+            if homes[first] == homes[second]:
+                name = homes[first]
+                ids = {post.id for post in self[name]}
                 raise SplitError(
                     f"{name} holds {len(self[name])} posts but {len(ids)} ids; expected each id once"
                 )
+            raise SplitError(
+                f"id {posts[first].id!r} stands in {homes[first]} and in {homes[second]}; expected one split:"
+                " remove one"
+            )
 
     def _check_labels(self, name: str) -> None:
         strange = [post for post in self[name] if post.label not in self.names]
@@ -143,7 +152,7 @@ def split_by_shares(
         classes = cut(classes, random, per_class)
     train, validation, test = _parts(posts, classes, shares, random)
     kept, rest = draw_labelled(train, task.names, labelled, balanced, random)
-    pool = [*rest, *(post for post in posts if post.label is None)]
+    pool = Joined(rest, _unlabelled_of(posts))
     return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
 
 
@@ -173,32 +182,32 @@ def split_given(
         SplitError: The posts do not suffice, or an id stands in two splits.
     """
     random = np.random.RandomState(seed)
-    known = [post for post in train if post.label is not None]
+    known = Chosen(train, [place for place, post in enumerate(train) if post.label is not None])
     kept, rest = draw_labelled(known, task.names, labelled, balanced, random)
-    unknown = [post for post in train if post.label is None]
-    return _assemble(
-        task, kept, validation, [*rest, *unknown, *pool], test, allow_empty_pool=allow_empty_pool
-    )
+    pool = Joined(rest, _unlabelled_of(train), pool)
+    return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
 
 
-def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, list[Post]]:
+def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, Sequence[Post]]:
     """Sort posts under the names of `PRIORITY`, as a field of the manifest has them; "train" is "labelled".
 
     Raises:
         SplitError: A post whose field is missing or none of these.
     """
-    parts: dict[str, list[Post]] = {name: [] for name in PRIORITY}
-    found = [SPLIT_NAMES.get(fold(str(post.extra.get(column, "")))) for post in posts]
-    strange = [post for post, name in zip(posts, found, strict=True) if name is None]
+    parts: dict[str, list[int]] = {name: [] for name in PRIORITY}
+    strange: list[Post] = []
+    for place, post in enumerate(posts):
+        name = SPLIT_NAMES.get(fold(str(post.extra.get(column, ""))))
+        if name is None:
+            strange.append(post)
+        else:
+            parts[name].append(place)
     if strange:
         raise SplitError(
             f"{len(strange)} of {len(posts)} posts have no known {column!r}, {strange[0].id!r} with "
             f"{strange[0].extra.get(column)!r} first; expected one of {list(SPLIT_NAMES)}: correct the column"
         )
-    for post, name in zip(posts, found, strict=True):
-        if name is not None:
-            parts[name].append(post)
-    return parts
+    return {name: Chosen(posts, places) for name, places in parts.items()}
 
 
 def split_by_column(
@@ -240,7 +249,7 @@ def _parts(
     classes: Mapping[str, list[int]],
     shares: Mapping[str, float],
     random: np.random.RandomState,
-) -> tuple[list[Post], list[Post], list[Post]]:
+) -> tuple[Sequence[Post], Sequence[Post], Sequence[Post]]:
     """Draw train, validation and test, each in the posts' order, stratified."""
     train: list[int] = []
     validation: list[int] = []
@@ -252,7 +261,7 @@ def _parts(
         test += order[:tests]
         validation += order[tests:validations]
         train += order[validations:]
-    first, second, third = ([posts[one] for one in sorted(part)] for part in (train, validation, test))
+    first, second, third = (Chosen(posts, sorted(part)) for part in (train, validation, test))
     return first, second, third
 
 
@@ -266,11 +275,13 @@ def _assemble(
     allow_empty_pool: bool,
 ) -> Splits:
     truth = {post.id: post.label for post in pool if post.label is not None}
-    # answers to the questions would tell the label that is being hidden
-    hidden = tuple(post if post.label is None else replace(post, label=None, process={}) for post in pool)
     return Splits(
-        task.names, tuple(labelled), tuple(validation), hidden, tuple(test), truth, allow_empty_pool
+        task.names, tuple(labelled), tuple(validation), unlabelled(pool), tuple(test), truth, allow_empty_pool
     )
+
+
+def _unlabelled_of(posts: Sequence[Post]) -> Sequence[Post]:
+    return Chosen(posts, [place for place, post in enumerate(posts) if post.label is None])
 
 
 LEAST_PER_CLASS = 2
@@ -282,10 +293,10 @@ def draw_labelled(
     count: int | None,
     balanced: bool,
     random: np.random.RandomState,
-) -> tuple[list[Post], list[Post]]:
+) -> tuple[Sequence[Post], Sequence[Post]]:
     """Draw the posts that keep their label and the rest, each in the order of `train`."""
     if count is None:
-        return list(train), []
+        return train, ()
     require(train, names, LEAST_PER_CLASS, "train")
     if not 0 < count <= len(train):
         raise SplitError(f"{count:,} labelled posts asked for; expected 1 to {len(train):,}, all of train")
@@ -295,8 +306,8 @@ def draw_labelled(
     kept: set[int] = set()
     for name, members in classes.items():
         kept.update(int(one) for one in random.choice(members, quotas[name], replace=False))
-    chosen = [post for position, post in enumerate(train) if position in kept]
-    return chosen, [post for position, post in enumerate(train) if position not in kept]
+    others = [position for position in range(len(train)) if position not in kept]
+    return Chosen(train, sorted(kept)), Chosen(train, others)
 
 
 def _even(count: int, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from selftrain.engine.mapping import Block, Result, Source, Stage
@@ -123,11 +124,12 @@ class OnRay:
         context.execution_no_progress_timeout_s = _WITHOUT_RESULT
         context.enable_progress_bars = context.print_on_execution_start = False
         ending = _ending(ray)
+        is_ending = partial(_begun, ending)
         with data.DataContext.current(context):
             mapped = data.read_datasource(
-                _datasource(source, ending), override_num_blocks=1, num_cpus=0
+                _datasource(source, is_ending), override_num_blocks=1, num_cpus=0
             ).map_batches(
-                _Worker, fn_constructor_args=(stage, ending), batch_size=1, batch_format="pyarrow",
+                _Worker, fn_constructor_args=(stage, is_ending), batch_size=1, batch_format="pyarrow",
                 num_cpus=self.cpus, num_gpus=self.gpus or None,
                 # none goes while it waits: the next one would have to load the model again
                 compute=data.ActorPoolStrategy(
@@ -203,7 +205,7 @@ def _begun(ending: Any) -> bool:  # noqa: ANN401 -- a handle
     return bool(ray.get(ending.begun.remote()))
 
 
-def _datasource(source: Source[Block], ending: Any) -> Any:  # noqa: ANN401 -- a handle, and of Ray's type
+def _datasource(source: Source[Block], ending: Callable[[], bool]) -> Any:  # noqa: ANN401 -- of Ray's type
     """Return the blocks of `source` as Ray Data reads them: by one task, in order, as they are asked for."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
@@ -220,10 +222,10 @@ def _datasource(source: Source[Block], ending: Any) -> Any:  # noqa: ANN401 -- a
     return Blocks()
 
 
-def _read(source: Source[Any], ending: Any) -> Iterator[pa.Table]:  # noqa: ANN401 -- a handle
+def _read(source: Source[Any], ending: Callable[[], bool]) -> Iterator[pa.Table]:
     try:
         for block in source():
-            if _begun(ending):
+            if ending():
                 return
             yield _packed(block)
     except Exception as error:
@@ -241,7 +243,7 @@ class _Raised:
 class _Worker:
     """What an actor of the pool does with blocks."""
 
-    def __init__(self, stage: Stage[Any, Any], ending: Any) -> None:  # noqa: ANN401 -- a handle
+    def __init__(self, stage: Stage[Any, Any], ending: Callable[[], bool]) -> None:
         self._ending = ending
         try:
             self._work: Callable[[Any], Any] = stage()
@@ -253,7 +255,7 @@ class _Worker:
         block = _unpacked(batch)
         if isinstance(block, _Raised):
             return _packed(block)
-        if _begun(self._ending):
+        if self._ending():
             return _packed(None)
         try:
             return _packed(self._work(block))

@@ -98,7 +98,7 @@ def read_source(
     rows = Rows(
         Path(source), None,
         table=table, max_pixels=max_pixels, max_images=max_images, columns=columns, labels=False,
-        videos=videos, remember=False, met=MetIds() if whole else None,
+        videos=videos, met=MetIds() if whole else None,
     )  # fmt: skip
     contents = (([raw.line, raw.fields, raw.reason], raw) for raw in rows.table.rows)
     found = False

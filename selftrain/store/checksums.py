@@ -111,8 +111,15 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_jsonl(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """As `write_text`, one JSON object a line."""
-    write_text(file, atomic.jsonl_text(rows))
+    """As `write_text`, one JSON object a line, each written as it comes."""
+    digest = hashlib.sha256()
+    with atomic.replacing(file) as part:
+        with part.open("wb") as opened:
+            for row in rows:
+                line = atomic.jsonl_text((row,)).encode("utf-8")
+                digest.update(line)
+                opened.write(line)
+        note(file.parent, {file.name: digest.hexdigest()})
 
 
 def _read(root: Path) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
     runs/NAME/
     ├── recipe.toml          as resolved
     ├── environment.json     versions, devices, seed, git, what the posts and the backbone were
-    ├── posts.json           each post's split and digest, to tell which are others when the run goes on
+    ├── posts.jsonl          each post's split and digest, to tell which are others when the run goes on
     ├── quarantine.jsonl     rows, duplicates and posts left out, each with its reason
     ├── trust.json           the agents on posts of known label, before the last round's candidates
     ├── rounds/0003/         candidates.jsonl, verdicts.jsonl, scores.jsonl, model.safetensors, metrics.json
@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import tomli_w
 from filelock import FileLock, Timeout
@@ -45,8 +45,16 @@ from selftrain.store import atomic, checksums
 
 T = TypeVar("T")
 
-HUMAN, POSTS, REVISED = "human.jsonl", "posts.json", "revised.jsonl"
+HUMAN, POSTS, REVISED = "human.jsonl", "posts.jsonl", "revised.jsonl"
 MODEL = "model.safetensors"
+
+
+class PostDigest(NamedTuple):
+    """What a post is to a run: a line of posts.jsonl."""
+
+    id: str
+    split: str  # "labelled", "validation", "pool" or "test"
+    digest: str  # of its text and label, 16 hex digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +177,12 @@ class RunFolder:
             lock.release()
 
     def begin(
-        self, recipe: Mapping[str, Any], environment: Json, posts: Mapping[str, str] | None = None
+        self, recipe: Mapping[str, Any], environment: Json, posts: Iterable[PostDigest] | None = None
     ) -> None:
         """Write the recipe and environment of a new run, or check that this is the same run going on.
 
         `environment["identity"]` holds what must not change between starts; of the recipe `MAY_CHANGE` may.
-        `posts` (post id -> split and digest) tells which posts differ where they do.
+        `posts` tells which posts differ where they do.
 
         Raises:
             RunMismatchError: The folder holds a run of another recipe, or of other posts.
@@ -183,14 +191,14 @@ class RunFolder:
         if self.recipe_path.exists():
             self._check_same(
                 "identity", dict(self.environment().identity), environment["identity"],
-                self._differing_posts(posts or {}),
+                lambda: self._differing_posts(posts or ()),
             )  # fmt: skip
         for leftover in self.path.rglob(atomic.TEMPORARY):  # what a killed process left half written
             if leftover.is_symlink() or not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
         if not self.recipe_path.exists():
             if posts is not None:
-                checksums.write_json(self.path / POSTS, dict(posts))
+                checksums.write_jsonl(self.path / POSTS, (one._asdict() for one in posts))
             checksums.write_json(self.path / "environment.json", environment)
         # last: a folder with a recipe.toml is a run
         checksums.write_text(self.recipe_path, tomli_w.dumps(without_none(recipe)))
@@ -204,31 +212,38 @@ class RunFolder:
         if self.recipe_path.exists():
             self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
 
-    def _differing_posts(self, posts: Mapping[str, str]) -> str:
+    def _differing_posts(self, posts: Iterable[PostDigest]) -> str:
         """Say which posts are not what they were when the run began; empty where that is not known."""
-        checksums.check(self.path / POSTS)
-        try:
-            before = read_json(self.path / POSTS)
-        except (OSError, ValueError):
+        file = self.path / POSTS
+        checksums.check(file)
+        if not file.exists():
             return ""
-        since = datetime.fromtimestamp((self.path / POSTS).stat().st_mtime).astimezone()
-        common = before.keys() & posts.keys()
-        moved = {one for one in common if before[one].split()[0] != posts[one].split()[0]}
-        kinds = {
-            "new": posts.keys() - before.keys(),
-            "gone": before.keys() - posts.keys(),
-            "in another split": moved,
-            "of another text or label": {one for one in common - moved if before[one] != posts[one]},
-        }
+        before = {one.id: one for one in read_typed(file, lambda row: PostDigest(**row))}
+        since = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+        kinds: dict[str, set[str]] = {
+            "new": set(), "gone": {*before}, "in another split": set(), "of another text or label": set(),
+        }  # fmt: skip
+        for one in posts:
+            earlier = before.get(one.id)
+            kinds["gone"].discard(one.id)
+            if earlier is None:
+                kinds["new"].add(one.id)
+            elif earlier.split != one.split:
+                kinds["in another split"].add(one.id)
+            elif earlier != one:
+                kinds["of another text or label"].add(one.id)
         told = []
         for kind, ids in kinds.items():
             some = ", ".join(map(repr, sorted(ids)[:5])) + (", ..." if len(ids) > 5 else "")
             told += [f"{len(ids):,} {kind} ({some})"] if ids else []
         return f"{', '.join(told) or 'the same, in another order'}, since {since:%Y-%m-%d %H:%M}"
 
-    def _check_same(self, what: str, found: Json, expected: Json, posts: str = "") -> None:
+    def _check_same(
+        self, what: str, found: Json, expected: Json, differing_posts: Callable[[], str] = str
+    ) -> None:
         differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
         if differing:
+            posts = differing_posts() if "posts" in differing else ""
             lines = [
                 f"  {k}: {posts}" if k == "posts" and posts
                 else f"  {k}: {found.get(k)!r} in the folder, {expected.get(k)!r} now"

@@ -312,7 +312,7 @@ def test_odd_checksums_are_said_when_read_and_when_written(content, tmp_path):
 
 @FOLDERS
 @pytest.mark.parametrize(
-    "name", [".lock", "recipe.toml", "posts.json", "environment.json", "grown.jsonl", "best"]
+    "name", [".lock", "recipe.toml", "posts.jsonl", "environment.json", "grown.jsonl", "best"]
 )
 @pytest.mark.parametrize(
     "put",

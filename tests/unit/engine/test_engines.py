@@ -44,10 +44,10 @@ def test_a_stage_that_is_over_says_where_it_ran_and_how_fast():
     assert StageRun.at("x", 0, 0.0, ()).per_second == 0.0
 
 
-def through(source, stage):
+def through(source, stage, ending=bool):
     """What a reader and a worker of the cluster would give the driver, one after the other."""
-    worker = on_ray._Worker(stage)
-    return [on_ray._unpacked(worker(table)) for table in on_ray._read(source)]
+    worker = on_ray._Worker(stage, ending)
+    return [on_ray._unpacked(worker(table)) for table in on_ray._read(source, ending)]
 
 
 def test_blocks_and_results_cross_as_they_are():
@@ -78,6 +78,13 @@ def test_an_error_comes_behind_the_results_before_it_and_says_where_it_was_raise
     sent = pickle.loads(pickle.dumps(second))
     assert (type(sent.error), str(sent.error)) == (ServingError, "no")
     assert "test_engines.py" in sent.error.__notes__[0]
+
+
+def test_once_a_stage_is_ending_nothing_is_read_and_no_block_begun():
+    begun = []
+    said = iter([False, False, False, True, True])  # to the reader, then the worker, and so on
+    assert through(lambda: iter("abc"), lambda: begun.append, lambda: next(said)) == [None, None]
+    assert begun == ["a"]
 
 
 def test_a_model_that_cannot_be_opened_is_told_for_every_block():

@@ -12,7 +12,7 @@ import pytest
 
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 from selftrain.store import atomic, checksums
-from selftrain.store.run_dir import MAY_CHANGE, RunFolder, read_jsonl
+from selftrain.store.run_dir import MAY_CHANGE, PostDigest, RunFolder, read_jsonl
 
 CHECKOUT = Path(__file__).parents[3]
 RECIPE = {
@@ -194,16 +194,20 @@ def test_other_posts_or_another_backbone_are_refused(folder, key):
     assert snapshot(folder.path) == before
 
 
+def digests(**said):
+    return [PostDigest(post_id, *each.split()) for post_id, each in said.items()]
+
+
 def test_it_is_said_which_posts_differ_how_many_and_since_when(tmp_path):
     run = RunFolder(tmp_path)
-    run.begin(RECIPE, ENVIRONMENT, {"a": "pool 1", "b": "pool 2", "c": "test 3", "d": "pool 4"})
+    run.begin(RECIPE, ENVIRONMENT, digests(a="pool 1", b="pool 2", c="test 3", d="pool 4"))
     environment = {"identity": {**ENVIRONMENT["identity"], "posts": "other"}}
     told = (
         r"posts: 1 new \('e'\), 1 gone \('d'\), 1 in another split \('c'\),"
         r" 1 of another text or label \('b'\), since 20\d\d-\d\d-\d\d"
     )
     with pytest.raises(RunMismatchError, match=told):
-        run.begin(RECIPE, environment, {"a": "pool 1", "b": "pool 9", "c": "pool 3", "e": "pool 5"})
+        run.begin(RECIPE, environment, digests(a="pool 1", b="pool 9", c="pool 3", e="pool 5"))
 
 
 def test_limits_may_be_changed_and_are_written_back(folder):

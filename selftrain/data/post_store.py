@@ -1,0 +1,288 @@
+"""Posts that need not be in memory: a pool of any size costs a process some tens of bytes a post.
+
+`PostStore` keeps what is read of a manifest on disk. `Chosen` and `Joined` are posts of any sequence, picked
+and laid end to end; a post is read, and made, when somebody looks at it. `PositionOf` finds posts by id.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import blake2b
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain._util.types import IntArray
+from selftrain.data.inline_pictures import cache_home
+from selftrain.data.posts import Post
+from selftrain.store.atomic import writing
+
+IdKeys = npt.NDArray[np.uint64]
+"""Of each post the first 64 bits of its id's BLAKE2b digest."""
+_IN_MEMORY = 16_384  # posts of a store that stay there: most runs have no more, and read no file
+_FOLDER = "posts"  # in the user's cache
+
+
+def id_key(post_id: str) -> int:
+    """Return 64 bits that stand for an id: of 10^8 ids, two have the same with a chance of 3 in 10,000."""
+    return int.from_bytes(blake2b(post_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+# ---- on disk ------------------------------------------------------------------------------------------
+
+
+class PostStore(Sequence[Post]):
+    """Posts in the order in which they were appended, all but the first of them in a file.
+
+    The file lies in the user's cache and goes with the store; of a process that was killed, the next store
+    removes it. A store can be pickled for another process of this machine, which must end before this one.
+
+    Raises:
+        StorageError: The disk is full, or refuses.
+    """
+
+    def __init__(self) -> None:
+        self._first: list[Post] = []
+        self._places, self._keys = array("Q", [0]), array("Q")  # where rows end in the file; see `IdKeys`
+        self._waiting: list[bytes] = []  # rows that are not written yet
+        self._file: IO[bytes] | None = None
+
+    def append(self, post: Post) -> None:
+        """Keep one more post."""
+        self._keys.append(id_key(post.id))
+        if len(self._first) < _IN_MEMORY:
+            self._first.append(post)
+            return
+        row = _row(post)
+        self._places.append(self._places[-1] + len(row))
+        self._waiting.append(row)
+        if len(self._waiting) >= 1024:
+            self._flush()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, place: int) -> Post: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Post]: ...
+    def __getitem__(self, place: int | slice) -> Post | Sequence[Post]:
+        """Return a post, or some as a view."""
+        if isinstance(place, slice):
+            return Chosen(self, np.arange(len(self))[place])
+        place = range(len(self))[place]
+        if place < len(self._first):
+            return self._first[place]
+        self._flush()
+        assert self._file is not None, "a row beyond the first ones lies in the file"
+        start, end = self._places[place - len(self._first) : place - len(self._first) + 2]
+        return _post(os.pread(self._file.fileno(), end - start, start))
+
+    @property
+    def keys(self) -> IdKeys:
+        """The keys of all ids."""
+        return np.array(self._keys, dtype=np.uint64)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            if self._file is None:
+                self._file = _new_file()
+            with writing(Path(self._file.name)):
+                self._file.write(b"".join(self._waiting))
+                self._file.flush()
+            self._waiting.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._flush()
+        return self.__dict__ | {"_file": self._file and self._file.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if state["_file"] is not None:
+            self._file = Path(state["_file"]).open("rb")  # noqa: SIM115 -- as long as the store
+
+
+def _new_file() -> IO[bytes]:
+    """Make a file that goes when it is closed; whatever processes left behind that were killed goes now."""
+    folder = cache_home() / _FOLDER
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.iterdir():
+            with suppress(OSError), left.open("rb") as opened:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
+                left.unlink()
+        while True:
+            file = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115 -- as long as the store
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if Path(file.name).exists():  # else another process took it for left behind
+                return file
+
+
+def _row(post: Post) -> bytes:
+    fields = [
+        post.id, post.text, [*map(str, post.images)], post.label, dict(post.process), dict(post.extra),
+        post.video and str(post.video),
+    ]  # fmt: skip
+    # what JSON has no form for, a date of Parquet, is a text wherever a run writes it
+    return json.dumps(fields, default=str).encode("ascii")
+
+
+def _post(row: bytes) -> Post:
+    post_id, text, images, label, process, extra, video = json.loads(row)
+    return Post(post_id, text, tuple(map(Path, images)), label, process, extra, video and Path(video))
+
+
+# ---- views --------------------------------------------------------------------------------------------
+
+
+class _View(Sequence[Post]):
+    """Equal to any sequence of the same posts."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return NotImplemented if not isinstance(other, Sequence) else False
+        return all(one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Chosen(_View):
+    """Posts at some positions of a sequence, in that order; of `unlabelled` ones nobody sees the label."""
+
+    def __init__(self, posts: Sequence[Post], positions: npt.ArrayLike, *, unlabelled: bool = False) -> None:
+        # no view of a view
+        over = posts if isinstance(posts, Chosen) else None
+        places: IntArray = np.asarray(positions, dtype=np.int64)
+        self.posts: Sequence[Post] = posts if over is None else over.posts
+        self.positions: IntArray = places if over is None else over.positions[places]
+        self.unlabelled: bool = unlabelled or (over is not None and over.unlabelled)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, place: int) -> Post: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Post]: ...
+    def __getitem__(self, place: int | slice) -> Post | Sequence[Post]:
+        """Return a post, or some as a view."""
+        if isinstance(place, slice):
+            return Chosen(self.posts, self.positions[place], unlabelled=self.unlabelled)
+        post = self.posts[int(self.positions[place])]
+        if self.unlabelled and post.label is not None:
+            # answers to the questions would tell the label that is being hidden
+            return replace(post, label=None, process={})
+        return post
+
+
+class Joined(_View):
+    """Posts of several sequences, laid end to end."""
+
+    def __init__(self, *parts: Sequence[Post]) -> None:
+        flat = chain.from_iterable(one.parts if isinstance(one, Joined) else (one,) for one in parts)
+        self.parts: tuple[Sequence[Post], ...] = tuple(one for one in flat if len(one))
+        self._ends = [*accumulate(map(len, self.parts))]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Post]:
+        return chain.from_iterable(self.parts)
+
+    @overload
+    def __getitem__(self, place: int) -> Post: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Post]: ...
+    def __getitem__(self, place: int | slice) -> Post | Sequence[Post]:
+        """Return a post, or some as a view."""
+        if isinstance(place, slice):
+            return Chosen(self, np.arange(len(self))[place])
+        place = range(len(self))[place]
+        part = bisect_right(self._ends, place)
+        post: Post = self.parts[part][place - self._ends[part]]
+        return post
+
+
+def unlabelled(posts: Sequence[Post]) -> Sequence[Post]:
+    """Return posts as the pool has them: of those that have a label neither it nor any answer is seen."""
+    if isinstance(posts, Joined):
+        return Joined(*map(unlabelled, posts.parts))
+    return Chosen(posts, np.arange(len(posts)), unlabelled=True)
+
+
+# ---- by id --------------------------------------------------------------------------------------------
+
+
+def id_keys(posts: Sequence[Post]) -> IdKeys:
+    """Return the keys of the posts' ids; those of a store are there, and no post is read."""
+    if isinstance(posts, PostStore):
+        return posts.keys
+    if isinstance(posts, Joined):
+        return np.concatenate([np.empty(0, np.uint64), *map(id_keys, posts.parts)])
+    if isinstance(posts, Chosen) and isinstance(posts.posts, PostStore | Joined):
+        found: IdKeys = id_keys(posts.posts)[posts.positions]
+        return found
+    return np.fromiter((id_key(post.id) for post in posts), np.uint64, len(posts))
+
+
+class PositionOf(Mapping[str, int]):
+    """Post id -> its position, the first one; 16 bytes a post."""
+
+    def __init__(self, posts: Sequence[Post]) -> None:
+        keys = id_keys(posts)
+        self._posts = posts
+        self._order = keys.argsort(kind="stable")
+        self._keys = keys[self._order]
+        again = self._keys[1:] == self._keys[:-1]
+        self._shared = np.append(again, False) | np.insert(again, 0, False)  # with another post
+
+    def __getitem__(self, post_id: str) -> int:
+        key = np.uint64(id_key(post_id))
+        place = int(self._keys.searchsorted(key))
+        while place < len(self._keys) and self._keys[place] == key:
+            position = int(self._order[place])
+            if self._posts[position].id == post_id:
+                return position
+            place += 1
+        raise KeyError(post_id)
+
+    def all(self, posts: Sequence[Post]) -> IntArray:
+        """Return the positions [n] of posts that are all here, without reading any whose ids differ in key.
+
+        Raises:
+            KeyError: One is not here.
+        """
+        keys = id_keys(posts)
+        if not len(self._keys):
+            return np.array([self[post.id] for post in posts], dtype=np.int64)
+        places = np.minimum(self._keys.searchsorted(keys), len(self._keys) - 1)
+        found = self._order[places].astype(np.int64)
+        # where two ids have one key, or a post has none of them, the posts themselves tell
+        for place in np.flatnonzero(self._shared[places] | (self._keys[places] != keys)).tolist():
+            found[place] = self[posts[place].id]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (post.id for post in self._posts)
+
+    def __len__(self) -> int:
+        return len(self._posts)
+
+    def twice(self) -> Iterator[tuple[int, int]]:
+        """Yield positions of the same id, the one before the other."""
+        first: dict[str, int] = {}
+        for position in np.sort(self._order[self._shared]).tolist():
+            earlier = first.setdefault(self._posts[position].id, position)
+            if earlier != position:
+                yield earlier, position
