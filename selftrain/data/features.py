@@ -24,7 +24,7 @@ from backbones.errors import ImageError
 from backbones.images import check_image
 from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys
+from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys, key_heads
 from selftrain.engine.mapping import Engine, InProcess, Place, StageRun, placed
 from selftrain.errors import EngineError
 
@@ -190,8 +190,16 @@ def _fill(
 
 def _firsts(keys: Keys, positions: IntArray) -> IntArray:
     """Return those positions whose key stands at none before, in their order."""
-    _, first = np.unique(keys[positions].view(np.uint64), axis=0, return_index=True)
-    return positions[np.sort(first)]
+    heads = key_heads(keys[positions])
+    order = heads.argsort(kind="stable")
+    again = np.flatnonzero(heads[order[1:]] == heads[order[:-1]])
+    # few posts begin alike: whether they are is looked up one by one
+    doubtful, met, copies = np.union1d(order[again], order[again + 1]), set[bytes](), list[int]()
+    for place in doubtful.tolist():
+        key = keys[positions[place]].tobytes()
+        copies += [place] if key in met else []
+        met.add(key)
+    return np.delete(positions, copies)
 
 
 def _blocks(posts: Sequence[Encodable], parts: Sequence[IntArray]) -> Iterator[list[Encodable]]:

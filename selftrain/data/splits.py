@@ -84,7 +84,7 @@ class Splits:
             return self
         position_of = PositionOf(self.pool)
         gone = {place for one in ids if (place := position_of.get(one)) is not None}
-        pool = Chosen(self.pool, [place for place in range(len(self.pool)) if place not in gone])
+        pool = Chosen(self.pool, np.delete(np.arange(len(self.pool)), sorted(gone)))
         labelled, validation, test = (
             tuple(post for post in self[name] if post.id not in ids)
             for name in ("labelled", "validation", "test")
@@ -94,17 +94,17 @@ class Splits:
 
     def _check_ids(self) -> None:
         posts = Joined(*(self[name] for name in PRIORITY))
-        homes = [name for name in PRIORITY for _ in range(len(self[name]))]
-        for first, second in PositionOf(posts).twice():
-            if homes[first] == homes[second]:
-                name = homes[first]
+        ends = np.cumsum([len(self[name]) for name in PRIORITY])
+        for pair in PositionOf(posts).twice():
+            first, second = (PRIORITY[int(place)] for place in ends.searchsorted(pair, side="right"))
+            if first == second:
+                name = first
                 ids = {post.id for post in self[name]}
                 raise SplitError(
                     f"{name} holds {len(self[name])} posts but {len(ids)} ids; expected each id once"
                 )
             raise SplitError(
-                f"id {posts[first].id!r} stands in {homes[first]} and in {homes[second]}; expected one split:"
-                " remove one"
+                f"id {posts[pair[0]].id!r} stands in {first} and in {second}; expected one split: remove one"
             )
 
     def _check_labels(self, name: str) -> None:
@@ -152,7 +152,7 @@ def split_by_shares(
         classes = cut(classes, random, per_class)
     train, validation, test = _parts(posts, classes, shares, random)
     kept, rest = draw_labelled(train, task.names, labelled, balanced, random)
-    pool = Joined(rest, _unlabelled_of(posts))
+    pool = Joined(rest, _by_label(posts)[1])
     return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
 
 
@@ -182,9 +182,9 @@ def split_given(
         SplitError: The posts do not suffice, or an id stands in two splits.
     """
     random = np.random.RandomState(seed)
-    known = Chosen(train, [place for place, post in enumerate(train) if post.label is not None])
+    known, unknown = _by_label(train)
     kept, rest = draw_labelled(known, task.names, labelled, balanced, random)
-    pool = Joined(rest, _unlabelled_of(train), pool)
+    pool = Joined(rest, unknown, pool)
     return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
 
 
@@ -280,8 +280,10 @@ def _assemble(
     )
 
 
-def _unlabelled_of(posts: Sequence[Post]) -> Sequence[Post]:
-    return Chosen(posts, [place for place, post in enumerate(posts) if post.label is None])
+def _by_label(posts: Sequence[Post]) -> tuple[Sequence[Post], Sequence[Post]]:
+    """Return the posts that have a label, and those that have none."""
+    known = np.fromiter((post.label is not None for post in posts), bool, len(posts))
+    return Chosen(posts, np.flatnonzero(known)), Chosen(posts, np.flatnonzero(~known))
 
 
 LEAST_PER_CLASS = 2
