@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,12 +48,33 @@ def raises(error: Exception) -> None:
     raise error
 
 
+def ends_at(deadly: int, block: int) -> int:
+    """Give the block back; one ends the process."""
+    if block == deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return block
+
+
 @contextmanager
-def across_processes(engine, source, stage):
+def across_processes(engine, source, stage, rescue=None):
     """`OnRay.map` without a cluster: everything is pickled as it would be on its way."""
     source, stage = pickle.loads(pickle.dumps((source, stage)))
-    worker = on_ray._Worker(stage, bool)
-    yield (_told(on_ray._unpacked(worker(table))) for table in on_ray._read(source, bool))
+    watch = Watch()
+    worker = on_ray._Worker(stage, None, watch)
+    yield (_told(on_ray._unpacked(worker(table))) for table in on_ray._read(source, watch))
+
+
+class Watch:
+    """What `on_ray._Watch` is to a worker, in its own process; `ends` says when the stage is ending."""
+
+    def __init__(self, ends=bool):
+        self._notes, self.ending = on_ray._Notes(), ends
+
+    def tries(self, place, item=on_ray._WHOLE):
+        return self._notes.begin((place, item))
+
+    def finish(self, place, item=on_ray._WHOLE):
+        self._notes.finish((place, item))
 
 
 def _told(made):

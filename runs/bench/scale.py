@@ -30,7 +30,7 @@ import psutil
 from runs.bench.study import Figure, Figures
 from selftrain.cli.printing import write_predictions
 from selftrain.data.posts import Post
-from selftrain.engine.mapping import Block, Engine, InProcess, Result, Source, Stage
+from selftrain.engine.mapping import Block, Engine, InProcess, Rescue, Result, Source, Stage
 from selftrain.engine.on_ray import LOCAL, OnRay
 from selftrain.errors import EngineError
 from selftrain.models.predictor import Prediction, ValidationScores
@@ -137,9 +137,14 @@ class Timed:
     times: list[float] = field(default_factory=list)
 
     @contextmanager
-    def map(self, source: Source[Block], stage: Stage[Block, Result]) -> Iterator[Iterator[Result]]:
+    def map(
+        self,
+        source: Source[Block],
+        stage: Stage[Block, Result],
+        rescue: Rescue[Block, Result] | None = None,
+    ) -> Iterator[Iterator[Result]]:
         """See `Engine.map`."""
-        with self.engine.map(source, stage) as found:
+        with self.engine.map(source, stage, rescue) as found:
             yield (self._noted(one) for one in found)
 
     def _noted(self, one: Result) -> Result:

@@ -19,13 +19,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from backbones.base import Backbone, Encodable, Encoded, FeatureLayout
+from backbones.base import Backbone, Encodable, Encoded, EncodeFailure, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
 from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys, key_heads
-from selftrain.engine.mapping import Engine, InProcess, Place, StageRun, placed
+from selftrain.engine.mapping import Engine, InProcess, Place, Rescue, StageRun, placed, placed_rescue
 from selftrain.errors import EngineError
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
@@ -171,9 +171,10 @@ def _fill(
     parts = list(_parts(posts, missing, batch_size))
     engine, make = pool or EncoderPool(InProcess(), lambda: backbone)
     stage = partial(_encoding, make, backbone.fingerprint(), batch_size, workers)
+    rescue = placed_rescue(_rescue(backbone.layout.width))
     with (
         ProgressBar(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
-        engine.map(partial(_blocks, posts, parts), placed(stage)) as found,
+        engine.map(partial(_blocks, posts, parts), placed(stage), rescue) as found,
     ):
         for part, (encoded, place) in zip(parts, found, strict=True):
             places.add(place)
@@ -208,6 +209,24 @@ def _blocks(posts: Sequence[Encodable], parts: Sequence[IntArray]) -> Iterator[l
         yield [
             _Content(post.id, post.text, post.images) for post in (posts[place] for place in part.tolist())
         ]
+
+
+def _rescue(width: int) -> Rescue[Sequence[Encodable], Encoded]:
+    """Return what becomes of posts that end whoever encodes them: a failure each, and a row of NaN."""
+    return Rescue(lambda posts: [[post] for post in posts], partial(_lost, width), _joined)
+
+
+def _lost(width: int, posts: Sequence[Encodable], reason: str) -> Encoded:
+    rows = np.full((len(posts), width), np.nan, np.float32)
+    return Encoded(rows, tuple(EncodeFailure(index, reason) for index in range(len(posts))))
+
+
+def _joined(found: Sequence[Encoded]) -> Encoded:
+    """Return what was found of posts that were encoded one by one."""
+    failures = [
+        EncodeFailure(index, failure.reason) for index, one in enumerate(found) for failure in one.failures
+    ]
+    return Encoded(np.concatenate([one.rows for one in found]), tuple(failures))
 
 
 class _Content(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
@@ -19,15 +19,29 @@ Stage = Callable[[], Callable[[Block], Result]]
 """Makes what turns a block into its result, once for every worker: a model is loaded there."""
 
 
+class Rescue(NamedTuple, Generic[Block, Result]):
+    """What becomes of a block that ends every worker which gets it: its items are tried one by one."""
+
+    split: Callable[[Block], Sequence[Block]]  # into blocks of one item, in their order
+    lost: Callable[
+        [Block, str], Result
+    ]  # the result of an item that still ends them, and why it has no better
+    join: Callable[[Sequence[Result]], Result]  # of the items, in their order
+
+
 class Engine(Protocol):
     """Something that runs a stage over blocks."""
 
     def map(
-        self, source: Source[Block], stage: Stage[Block, Result]
+        self,
+        source: Source[Block],
+        stage: Stage[Block, Result],
+        rescue: Rescue[Block, Result] | None = None,
     ) -> AbstractContextManager[Iterator[Result]]:
         """Run `stage` over the blocks of `source`; on leaving, what is still under way is given up.
 
-        Before an error of the source or of a block is raised, the blocks under way come to their end.
+        Before an error of the source or of a block is raised, the blocks under way come to their end. What no
+        worker survives is an EngineError, or left to `rescue`.
 
         The source is read once, a few blocks ahead of the results at most; it, its blocks, the stage and the
         results can be pickled where the engine is not this process. The stage depends on nothing but the
@@ -41,7 +55,12 @@ class InProcess:
     """One block after the other, where the call is made."""
 
     @contextmanager
-    def map(self, source: Source[Block], stage: Stage[Block, Result]) -> Iterator[Iterator[Result]]:
+    def map(
+        self,
+        source: Source[Block],
+        stage: Stage[Block, Result],
+        rescue: Rescue[Block, Result] | None = None,
+    ) -> Iterator[Iterator[Result]]:
         """See `Engine.map`."""
         yield map(stage(), source())
 
@@ -64,6 +83,15 @@ class Place(NamedTuple):
 def placed(stage: Stage[Block, Result]) -> Stage[Block, tuple[Result, Place]]:
     """Return a stage whose results come with their place."""
     return partial(_placed, stage)
+
+
+def placed_rescue(rescue: Rescue[Block, Result]) -> Rescue[Block, tuple[Result, Place]]:
+    """Return the rescue of a `placed` stage."""
+    return Rescue(
+        rescue.split,
+        lambda block, reason: (rescue.lost(block, reason), Place.here()),
+        lambda found: (rescue.join([one for one, _ in found]), found[0][1]),
+    )
 
 
 def _placed(stage: Stage[Block, Result]) -> Callable[[Block], tuple[Result, Place]]:

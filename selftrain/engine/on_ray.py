@@ -12,14 +12,13 @@ import os
 import pickle
 import socket
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from selftrain.engine.mapping import Block, Result, Source, Stage
+from selftrain.engine.mapping import Block, Rescue, Result, Source, Stage
 from selftrain.errors import EngineError
 
 if TYPE_CHECKING:
@@ -39,6 +38,11 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + b
 """With what gRPC begins, on both sides: HTTP/2, and a frame of settings."""
 _WITHOUT_RESULT = 30 * 60.0  # seconds; a block whose workers die again and again would be tried for ever
 _KNOCK_SECONDS = 5.0
+_TRIES = 2  # of a block whose worker died, and then of each of its items
+_DIED = f"{_TRIES} workers died of it alone: of too little memory, as a rule"
+_WHOLE = -1
+_Work = tuple[int, int]
+"""A block's place, and that of an item in it, or `_WHOLE`."""
 _DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
 
 
@@ -58,17 +62,22 @@ class OnRay:
     gpus: float = 0.0  # GPUs of a worker, .25 where four share one
 
     @contextmanager
-    def map(self, source: Source[Block], stage: Stage[Block, Result]) -> Iterator[Iterator[Result]]:
+    def map(
+        self,
+        source: Source[Block],
+        stage: Stage[Block, Result],
+        rescue: Rescue[Block, Result] | None = None,
+    ) -> Iterator[Iterator[Result]]:
         """See `Engine.map`; EngineError: no Ray, no cluster, no node with room, or Ray gave up on a block."""
-        with self._connected() as ray:
-            results = self._results(ray, source, stage)
+        with self._connected():
+            results = self._results(source, stage, rescue)
             try:
                 yield results
             finally:
                 results.close()
 
     @contextmanager
-    def _connected(self) -> Iterator[Any]:
+    def _connected(self) -> Iterator[None]:
         for name, level in _SETTINGS.items():
             os.environ.setdefault(name, level)
         try:
@@ -90,13 +99,15 @@ class OnRay:
                     f" {LOCAL!r} for this machine's cores"
                 ) from error
         try:
-            yield ray
+            yield
         finally:
             if not joined:
                 ray.shutdown()
 
-    def _room(self, ray: Any) -> int:  # noqa: ANN401 -- the module
+    def _room(self) -> int:
         """Return how many workers the cluster holds now, at least one: Ray would wait without a word."""
+        import ray
+
         nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
         room = 0
         for one in nodes:
@@ -111,25 +122,23 @@ class OnRay:
         return room
 
     def _results(
-        self,
-        ray: Any,  # noqa: ANN401 -- the module
-        source: Source[Block],
-        stage: Stage[Block, Result],
+        self, source: Source[Block], stage: Stage[Block, Result], rescue: Rescue[Block, Result] | None
     ) -> Generator[Result]:
-        data, room = ray.data, self._room(ray)
+        import ray
+        from ray import data
+
+        watch, room = _new_watch(), self._room()
         context = data.DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.target_max_block_size = context.target_min_block_size = 1  # an object for every block
         context.max_consecutive_actor_init_deaths = _DEATHS
         context.execution_no_progress_timeout_s = _WITHOUT_RESULT
         context.enable_progress_bars = context.print_on_execution_start = False
-        ending = _ending(ray)
-        is_ending = partial(_begun, ending)
         with data.DataContext.current(context):
             mapped = data.read_datasource(
-                _datasource(source, is_ending), override_num_blocks=1, num_cpus=0
+                _datasource(source, watch), override_num_blocks=1, num_cpus=0
             ).map_batches(
-                _Worker, fn_constructor_args=(stage, is_ending), batch_size=1, batch_format="pyarrow",
+                _Worker, fn_constructor_args=(stage, rescue, watch), batch_size=1, batch_format="pyarrow",
                 num_cpus=self.cpus, num_gpus=self.gpus or None,
                 # none goes while it waits: the next one would have to load the model again
                 compute=data.ActorPoolStrategy(
@@ -137,17 +146,15 @@ class OnRay:
                 ),
             )  # fmt: skip
         try:
-            made = map(
-                _unpacked,
-                mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0),
-            )
-            for one in made:
-                if isinstance(one, _Raised):
+            batches = mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0)
+            for batch in batches:
+                made = _unpacked(batch)
+                if isinstance(made, _Raised):
                     # other workers may have paid for what they are waiting for: that is kept first
-                    ray.get(ending.begin.remote())
-                    deque(made, maxlen=0)
-                    raise one.error
-                yield one
+                    watch.end()
+                    deque(batches, maxlen=0)
+                    raise made.error
+                yield made
         except (ray.exceptions.RayError, data.exceptions.ExecutionTimeoutError) as error:
             raise EngineError(
                 f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
@@ -178,34 +185,67 @@ def _knock(address: str) -> None:
         raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from error
 
 
-class _Ending:
-    """Whether a stage is ending: then no block is begun any more, and those under way come to their end."""
+class _Notes:
+    """What reader, workers and driver of a stage tell each other: an actor."""
 
     def __init__(self) -> None:
-        self._begun = False
+        self._ending = False
+        self._begun = Counter[_Work]()
 
-    def begin(self) -> None:
-        self._begun = True
+    def end(self) -> None:
+        """From now on no block is begun."""
+        self._ending = True
 
-    def begun(self) -> bool:
-        return self._begun
+    def ending(self) -> bool:
+        return self._ending
+
+    def begin(self, work: _Work) -> int:
+        """Return how often it was begun before."""
+        self._begun[work] += 1
+        return self._begun[work] - 1
+
+    def finish(self, work: _Work) -> None:
+        """Forget an item, or a block and its items."""
+        place, item = work
+        for one in [one for one in self._begun if one == work or (item == _WHOLE and one[0] == place)]:
+            del self._begun[one]
 
 
-def _ending(ray: Any) -> Any:  # noqa: ANN401 -- the module, and a handle of its making
-    """Return an `_Ending` that every node can ask, placed where the command is."""
+class _Watch:
+    """A handle of `_Notes`, to be sent to other processes."""
+
+    def __init__(self, notes: Any) -> None:  # noqa: ANN401 -- an actor's handle
+        self._notes = notes
+
+    def end(self) -> None:
+        self._ask(self._notes.end)
+
+    def ending(self) -> bool:
+        return bool(self._ask(self._notes.ending))
+
+    def tries(self, place: int, item: int = _WHOLE) -> int:
+        return int(self._ask(self._notes.begin, (place, item)))
+
+    def finish(self, place: int, item: int = _WHOLE) -> None:
+        self._notes.finish.remote((place, item))  # in order with the calls that wait
+
+    @staticmethod
+    def _ask(method: Any, *words: object) -> Any:  # noqa: ANN401 -- of an actor
+        import ray
+
+        return ray.get(method.remote(*words))
+
+
+def _new_watch() -> _Watch:
+    """Return what lies on the command's own node, without which the stage cannot go on anyhow."""
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Ending).remote()
+    return _Watch(ray.remote(num_cpus=0, scheduling_strategy=here)(_Notes).remote())
 
 
-def _begun(ending: Any) -> bool:  # noqa: ANN401 -- a handle
-    import ray
-
-    return bool(ray.get(ending.begun.remote()))
-
-
-def _datasource(source: Source[Block], ending: Callable[[], bool]) -> Any:  # noqa: ANN401 -- of Ray's type
+def _datasource(source: Source[Block], watch: _Watch) -> Any:  # noqa: ANN401 -- of Ray's type
     """Return the blocks of `source` as Ray Data reads them: by one task, in order, as they are asked for."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
@@ -217,19 +257,20 @@ def _datasource(source: Source[Block], ending: Callable[[], bool]) -> Any:  # no
             return None
 
         def get_read_tasks(self, *_: object, **__: object) -> list[Any]:
-            return [ReadTask(lambda: _read(source, ending), BlockMetadata(None, None, None, None))]
+            return [ReadTask(lambda: _read(source, watch), BlockMetadata(None, None, None, None))]
 
     return Blocks()
 
 
-def _read(source: Source[Any], ending: Callable[[], bool]) -> Iterator[pa.Table]:
+def _read(source: Source[Any], watch: _Watch) -> Iterator[pa.Table]:
+    """Yield the blocks, each with its place."""
     try:
-        for block in source():
-            if ending():
+        for place, block in enumerate(source()):
+            if watch.ending():
                 return
-            yield _packed(block)
+            yield _packed((place, block))
     except Exception as error:
-        yield _packed(_Raised(error))
+        yield _packed((_WHOLE, _Raised(error)))
 
 
 class _Raised:
@@ -243,8 +284,8 @@ class _Raised:
 class _Worker:
     """What an actor of the pool does with blocks."""
 
-    def __init__(self, stage: Stage[Any, Any], ending: Callable[[], bool]) -> None:
-        self._ending = ending
+    def __init__(self, stage: Stage[Any, Any], rescue: Rescue[Any, Any] | None, watch: _Watch) -> None:
+        self._rescue, self._watch = rescue, watch
         try:
             self._work: Callable[[Any], Any] = stage()
         except Exception as error:  # a model that cannot be opened is told as it would be in process
@@ -252,15 +293,28 @@ class _Worker:
             self._work = lambda _: raised
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        block = _unpacked(batch)
+        place, block = _unpacked(batch)
         if isinstance(block, _Raised):
             return _packed(block)
-        if self._ending():
+        if self._watch.ending():
             return _packed(None)
         try:
-            return _packed(self._work(block))
+            return _packed(self._done(place, block))
         except Exception as error:
             return _packed(_Raised(error))
+        finally:
+            self._watch.finish(place)
+
+    def _done(self, place: int, block: object) -> object:
+        """Return a block's result; of one whose workers died before, by its items."""
+        if self._rescue is None or self._watch.tries(place) < _TRIES:
+            return self._work(block)
+        found = []
+        for item, alone in enumerate(self._rescue.split(block)):
+            tries = self._watch.tries(place, item)
+            found.append(self._rescue.lost(alone, _DIED) if tries >= _TRIES else self._work(alone))
+            self._watch.finish(place, item)
+        return self._rescue.join(found)
 
 
 def _packed(value: object) -> pa.Table:

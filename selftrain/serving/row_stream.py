@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from backbones.progress import ProgressBar
 from selftrain._util.types import Json
 from selftrain.data.manifest import Tolerance
-from selftrain.engine.mapping import Engine, InProcess
+from selftrain.engine.mapping import Engine, InProcess, Rescue
 from selftrain.errors import (
     EngineError,
     ManifestError,
@@ -97,6 +98,29 @@ def judging(
     return done
 
 
+def _rows_of(part: Part) -> list[Part]:
+    """Return parts of one row; what the whole part says beside its rows is said with the last."""
+    alone = [Part([row]) for row in part.rows[:-1]]
+    return [*alone, part._replace(rows=part.rows[-1:])]
+
+
+def _lost(part: Part, reason: str) -> _Done:
+    digest = part.rows[-1].digest if part.rows else ""
+    judged = JudgedRows([], [failed_line(row, row.reason or reason) for row in part.rows])
+    return _Done(judged, len(part.rows), digest, part.notes, part.fault)
+
+
+def _joined(found: Sequence[_Done]) -> _Done:
+    judged = JudgedRows(
+        [*chain.from_iterable(one.judged.kept for one in found)],
+        [*chain.from_iterable(one.judged.failed for one in found)],
+    )
+    return found[-1]._replace(judged=judged, rows=sum(one.rows for one in found))
+
+
+_RESCUE = Rescue(_rows_of, _lost, _joined)
+
+
 def pour(
     source: Callable[[], Iterator[Part]],
     target: RowTarget,
@@ -133,7 +157,7 @@ def pour(
     committed = time.monotonic()
     fault: ManifestError | None = None
     try:
-        with bar, (engine or InProcess()).map(source, stage) as found:
+        with bar, (engine or InProcess()).map(source, stage, _RESCUE) as found:
             for done in found:
                 fault = done.fault
                 if done.rows:

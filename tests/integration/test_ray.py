@@ -23,7 +23,7 @@ import pytest
 from annotation_helpers import TASK
 from model_server import ModelServer
 from processes import Process
-from ray_helpers import NotedPredictor, raises
+from ray_helpers import NotedPredictor, ends_at, raises
 from serving_helpers import TextPredictor
 from test_readme import blocks
 from test_shared_answers import server, url  # noqa: F401 -- fixtures
@@ -208,16 +208,31 @@ def test_what_fails_on_a_worker_is_told_as_it_would_be_here(cluster, source, tmp
         go(source, tmp_path / "v", OnRay(cluster.address, cpus=64))
 
 
-def test_a_post_that_no_worker_survives_ends_the_command_with_its_place(cluster, tmp_path, monkeypatch):
-    rows = [{"id": f"p{n}", "text": "crash" if n == 100 else "0.9"} for n in range(200)]
-    write_table(tmp_path / "posts.jsonl", rows)
+def test_posts_that_no_worker_survives_are_set_aside_and_nothing_else_is(cluster, tmp_path):
+    """One in the midst, and the last of all: behind it comes no block that could tell of it."""
+    deadly = (100, 199)
+    for name, word in (("posts", "crash"), ("tame", "fail")):
+        rows = [{"id": f"p{n}", "text": word if n in deadly else "0.9"} for n in range(200)]
+        write_table(tmp_path / f"{name}.jsonl", rows)
+    tally = go(tmp_path / "posts.jsonl", tmp_path / "there.jsonl", OnRay(cluster.address))
+    tame = go(tmp_path / "tame.jsonl", tmp_path / "here.jsonl")
+    assert tally[:3] == tame[:3] == (200, 198, 2)
+    (there, left), (here, failed) = (bytes_of(tmp_path / f"{name}.jsonl") for name in ("there", "here"))
+    assert there == here
+    left, failed = ([json.loads(line) for line in one.splitlines()] for one in (left, failed))
+    assert [one["line"] for one in left] == [101, 200]
+    assert [one | {"reason": ""} for one in left] == [one | {"reason": ""} for one in failed]
+    assert {one["reason"] for one in left} == {"2 workers died of it alone: of too little memory, as a rule"}
+
+
+def test_work_that_no_worker_survives_and_that_cannot_be_left_out_ends_the_command(cluster, monkeypatch):
     with monkeypatch.context() as impatient:  # not more so than a busy machine takes to start a worker
-        impatient.setattr(on_ray, "_WITHOUT_RESULT", 40.0)
-        with pytest.raises(EngineError, match=r"posts.jsonl, behind row 64: Ray gave up: .*no progress"):
-            go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(cluster.address, 1))
-    assert len((tmp_path / "sink.jsonl").read_text().splitlines()) == 64
-    write_table(tmp_path / "posts.jsonl", [row for row in rows if row["text"] != "crash"])
-    assert go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(cluster.address, 1)).kept == 199
+        impatient.setattr(on_ray, "_WITHOUT_RESULT", 20.0)
+        source, stage = partial(iter, [0, 1, 2]), partial(partial, ends_at, 1)
+        with OnRay(cluster.address, 1).map(source, stage) as found:
+            assert next(found) == 0
+            with pytest.raises(EngineError, match=r"Ray gave up: .*no progress"):
+                next(found)
 
 
 def write_table(file, rows):

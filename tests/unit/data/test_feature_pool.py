@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -45,3 +47,35 @@ def test_a_pool_of_another_backbone_is_refused_and_what_was_stored_stays(tmp_pat
         extract_features(some_posts(9), FakeBackbone(), tmp_path, pool=pool)
     store = FeatureStore(folder_of(tmp_path), FakeBackbone().fingerprint(), FakeBackbone.layout)
     assert len(store.index()) == 5
+
+
+class DyingEngine:
+    """An engine whose workers some posts end."""
+
+    @contextmanager
+    def map(self, source, stage, rescue=None):
+        work = stage()
+
+        def one(block):
+            deadly = [post for post in block if "deadly" in post.text]
+            if not deadly:
+                return work(block)
+            if len(block) == 1:
+                return rescue.lost(block, "it ends whoever gets it")
+            return rescue.join([one(item) for item in rescue.split(block)])
+
+        yield map(one, source())
+
+
+def test_posts_that_end_whoever_encodes_them_have_no_row_and_all_others_have(tmp_path):
+    posts = some_posts(9)
+    posts[4] = replace(posts[4], text="deadly")
+    posts[8] = replace(posts[8], text="deadly too")
+    again = replace(posts[4], id="again")
+    pool = EncoderPool(DyingEngine(), FakeBackbone)
+    table = extract_features([*posts, again], FakeBackbone(), tmp_path, batch_size=1, pool=pool)
+    reason = "it ends whoever gets it"
+    assert table.failed == {posts[4].id: reason, posts[8].id: reason, "again": reason}
+    rows = table.rows(range(10))
+    assert np.isnan(rows[[4, 8, 9]]).all()
+    np.testing.assert_array_equal(rows[[3, 5]], expected([posts[3], posts[5]]))

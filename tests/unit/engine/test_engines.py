@@ -9,10 +9,11 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from ray_helpers import Watch
 
 from selftrain.cli import main
 from selftrain.engine import on_ray
-from selftrain.engine.mapping import InProcess, Place, StageRun, placed
+from selftrain.engine.mapping import InProcess, Place, Rescue, StageRun, placed
 from selftrain.engine.on_ray import OnRay
 from selftrain.errors import EngineError, ManifestError, ServingError
 
@@ -44,10 +45,11 @@ def test_a_stage_that_is_over_says_where_it_ran_and_how_fast():
     assert StageRun.at("x", 0, 0.0, ()).per_second == 0.0
 
 
-def through(source, stage, ending=bool):
+def through(source, stage, rescue=None, watch=None):
     """What a reader and a worker of the cluster would give the driver, one after the other."""
-    worker = on_ray._Worker(stage, ending)
-    return [on_ray._unpacked(worker(table)) for table in on_ray._read(source, ending)]
+    watch = watch or Watch()
+    worker = on_ray._Worker(stage, rescue, watch)
+    return [on_ray._unpacked(worker(table)) for table in on_ray._read(source, watch)]
 
 
 def test_blocks_and_results_cross_as_they_are():
@@ -83,8 +85,38 @@ def test_an_error_comes_behind_the_results_before_it_and_says_where_it_was_raise
 def test_once_a_stage_is_ending_nothing_is_read_and_no_block_begun():
     begun = []
     said = iter([False, False, False, True, True])  # to the reader, then the worker, and so on
-    assert through(lambda: iter("abc"), lambda: begun.append, lambda: next(said)) == [None, None]
+    assert through(lambda: iter("abc"), lambda: begun.append, watch=Watch(lambda: next(said))) == [None, None]
     assert begun == ["a"]
+
+
+class DiedError(BaseException):
+    """In place of a death: nothing in a worker catches it."""
+
+
+def test_what_workers_die_of_is_found_item_by_item():
+    """Whoever gets "x" dies; the cluster gives the block to another worker each time."""
+    rescue = Rescue(list, lambda item, reason: f"lost {item}: {reason}", lambda found: found)
+    seen, watch = [], Watch()
+
+    def work(block):
+        seen.append(block)
+        if "x" in block:
+            raise DiedError
+        return block.upper()
+
+    def deliver(place, block):
+        worker = on_ray._Worker(lambda: work, rescue, watch)
+        try:
+            return worker._done(place, block)
+        except DiedError:
+            return None
+
+    died = "2 workers died of it alone: of too little memory, as a rule"
+    assert [deliver(7, "axb") for _ in range(5)] == [None] * 4 + [["A", f"lost x: {died}", "B"]]
+    assert seen == ["axb", "axb", "a", "x", "a", "x", "a", "b"]
+    assert deliver(8, "cd") == "CD"
+    watch.finish(7)
+    assert watch.tries(7) == 0, "a block that is done is forgotten"
 
 
 def test_a_model_that_cannot_be_opened_is_told_for_every_block():
