@@ -42,13 +42,15 @@ class DuplicateGroup(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """A copy taken out of its split because another stands in a split of higher priority."""
+    """A copy that was taken out because another stands in a split of higher priority, or before it."""
 
     post_id: str
     split: str
     kept_id: str
     kept_split: str
-    kind: str  # "text", "image bytes", "image" or "embedding"; "all" when every modality had to match
+    # "text", "image bytes", "image" or "embedding"; "all" when every modality had to match, "content" when all
+    # bytes of text and pictures are the same
+    kind: str
 
 
 def find_duplicates(
@@ -142,6 +144,15 @@ def separate(
         return splits.without({drop.post_id for drop in dropped}), dropped
     except SplitError as error:
         raise SplitError(f"{error}\n{describe_copies(dropped)}") from error
+
+
+def once_in_pool(splits: Splits, copies: Iterable[tuple[int, int]]) -> tuple[Splits, list[Dropped]]:
+    """Drop posts of the pool that copy another; `copies` has the positions there of each and of the other."""
+    dropped = [
+        Dropped(splits.pool[one].id, "pool", splits.pool[first].id, "pool", "content")
+        for one, first in copies
+    ]
+    return splits.without({one.post_id for one in dropped}), dropped
 
 
 def describe_copies(dropped: Sequence[Dropped]) -> str:

@@ -56,6 +56,14 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def copies(self) -> Iterator[tuple[int, int]]:
+        """Yield positions of posts with the same content as one before, and the first such one's."""
+        found, first, places = np.unique(self._numbers, return_index=True, return_inverse=True)
+        for position in np.flatnonzero(
+            (first[places] != np.arange(len(self))) & (found[places] >= 0)
+        ).tolist():
+            yield position, int(first[places[position]])
+
     def at(self, positions: IntArray) -> FeatureTable:
         """Return the table of the posts at some positions: its position 0 is the first of them here."""
         return FeatureTable(self._store, self._numbers[positions], {}, None)

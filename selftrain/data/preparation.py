@@ -14,7 +14,14 @@ from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.columns import SPLIT
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
-from selftrain.data.duplicates import Dropped, conflicting_labels, describe_copies, in_order, separate
+from selftrain.data.duplicates import (
+    Dropped,
+    conflicting_labels,
+    describe_copies,
+    in_order,
+    once_in_pool,
+    separate,
+)
 from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.inline_pictures import cache_home
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
@@ -162,6 +169,9 @@ def prepare_split(
         splits, dropped = _keep_apart(drawn.without(failed), recipe.data, rows_of)
     with _explained([*hints, *([describe_copies(dropped)] if dropped else ())]):
         splits = _draw_labels(splits, task, recipe.data, recipe.seed)
+        if recipe.data.pool_copies == "drop":
+            splits, again = once_in_pool(splits, rows_of(splits.pool).copies())
+            dropped += again
         _check_sizes(splits, task, recipe)  # again: failures and copies are gone
     corpus = build_corpus(splits, task, rows_of(ordered_posts(splits)))
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]

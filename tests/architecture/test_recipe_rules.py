@@ -40,6 +40,7 @@ LEFT_OPEN = {"theta": "estimate", "lambda_soft": "count"}
 WORDS = {
     "data.split": "read by selftrain.data.preparation alone",
     "data.duplicates": "read by selftrain.data.preparation alone",
+    "data.pool_copies": "read by selftrain.data.preparation alone",
     "loss.theta": LEFT_OPEN["theta"],
     "loss.lambda_soft": LEFT_OPEN["lambda_soft"],
     "selection.shares": "or a table of shares",

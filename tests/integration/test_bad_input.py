@@ -280,6 +280,23 @@ def test_copies_across_splits_are_quarantined(place):
     assert any("matches" in entry["reason"] for entry in entries)
 
 
+def test_copies_within_the_pool_stay_unless_they_are_to_be_dropped(place):
+    words = "the very same words, which nothing else here resembles"
+    others = [{"id": f"again{n}", "text": words} for n in range(3)]
+    edit(place, lambda rows: rows.extend([*others, {"id": "nearly", "text": f"{words}!"}]))
+    pools = []
+    for out, more in (("kept", ()), ("dropped", ("data.pool_copies=drop",))):
+        assert go(place, *more, out=out)
+        posts = rows_of(place / out / "posts.jsonl")
+        pools.append({one["id"] for one in posts if one["split"] == "pool"})
+    assert pools[0] - pools[1] == {"again1", "again2"}
+    assert pools[0] > pools[1] > {"again0", "nearly"}
+    left = [one for one in rows_of(place / "dropped" / "quarantine.jsonl") if one["kind"] == "copy"]
+    assert [(one["id"], one["reason"]) for one in left][-2:] == [
+        (f"again{n}", "its content matches 'again0' in pool; it was in pool") for n in (1, 2)
+    ]
+
+
 # ---- the run itself ---------------------------------------------------------------------------------
 
 
@@ -368,7 +385,7 @@ FULL = {
     "verdicts": (Path, "write_bytes", named("verdicts.jsonl"), 1, StorageError),
     "model": (Path, "write_bytes", named("model.safetensors"), 2, StorageError),
     "metrics": (Path, "replace", named("metrics.json", 1), 2, StorageError),
-    "grown": (Path, "write_bytes", named("grown.jsonl"), 2, StorageError),
+    "grown": (Path, "open", lambda args: args[1:] == ("wb",) and "grown" in args[0].name, 2, StorageError),
     "best": (Path, "symlink_to", named("best"), 2, StorageError),
     "sync": (os, "fsync", lambda args: True, 9, (StorageError, CacheError)),
 }
