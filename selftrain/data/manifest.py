@@ -173,7 +173,9 @@ class Rows:
                 with suppress(RowError):  # told when the row is judged
                     for one in image_list(value, self._max_images):
                         if isinstance(one, str) and one not in self._checked:
-                            yield self._real_path(one, "image")
+                            path = self._real_path(one, "image")
+                            if path != self._root:
+                                yield path
 
     def pass_over(self, raw: RawRow) -> None:
         """Take note of a row's id and columns, and leave the rest of it unread: it was checked before."""
@@ -497,7 +499,7 @@ class Rows:
     def _inside(self, written: str, what: str) -> Path:
         """Return the real path that `written` leads to; beside an object, fetch what is there."""
         path = self._real_path(written, what)
-        if self._beside is not None and (fault := self._beside.fetch(path)):
+        if self._beside is not None and path != self._root and (fault := self._beside.fetch(path)):
             raise RowError(f"{what} {shorten(written)} {fault}", "make it smaller, or take it out")
         return path
 

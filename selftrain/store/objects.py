@@ -247,10 +247,15 @@ def _store(scheme: str, bucket: str, endpoint: str, _process: int) -> tuple[pa.f
     from pyarrow import fs
 
     if scheme == "s3":
-        kind, _, host = endpoint.rpartition("://")
+        # made from a URI, Arrow's client knows of no proxy; made by arguments, of no endpoint
+        kind, _, host = endpoint.rstrip("/").rpartition("://")
         proxy = getproxies().get(kind or "https")
-        if proxy and not proxy_bypass(host or f"{bucket}.s3.amazonaws.com"):
-            return fs.S3FileSystem(proxy_options=proxy), bucket
+        if proxy and proxy_bypass(host or f"{bucket}.s3.amazonaws.com"):
+            proxy = None
+        if host or proxy:
+            return fs.S3FileSystem(
+                endpoint_override=host or None, scheme=kind or "https", proxy_options=proxy
+            ), bucket
     user, options = "", ""
     if scheme == "gs":
         user, options = "anonymous@" if _EMULATOR in os.environ else "", "?retry_limit_seconds=60"

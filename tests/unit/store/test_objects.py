@@ -1,4 +1,4 @@
-"""Manifests on object storage: a copy is the object or is not there; what is beside one comes with its rows."""
+"""Manifests on object storage: a copy is the object or is not there; pictures come with their rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import urllib.request
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -26,7 +25,9 @@ from selftrain.errors import ManifestError, StorageError
 from selftrain.store import objects
 
 boto3 = pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
-ROWS = [{"id": f"p{i}", "text": f"text {i}", "label": "yes"} for i in range(50)] + [{"id": "p1", "text": "again"}]
+ROWS = [{"id": f"p{i}", "text": f"text {i}", "label": "yes"} for i in range(50)] + [
+    {"id": "p1", "text": "again"}
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,9 @@ def test_a_url_and_the_path_of_its_copy_stand_for_each_other(tmp_path, monkeypat
     assert url_of(path) == url_or_path(path) == url
     # what pathlib has left of it
     assert local_path(path.__class__(url)) == path
-    assert name_urls(f"{path} is damaged, {path.parent}/x too") == f"{url} is damaged, s3://team-data/2026/x too"
+    assert (
+        name_urls(f"{path} is damaged, {path.parent}/x too") == f"{url} is damaged, s3://team-data/2026/x too"
+    )
     for local in ("posts.jsonl", "/tmp/a:b/posts.jsonl", "a:/b", "-"):
         assert not is_url(local)
         assert str(local_path(local)) == local
@@ -210,7 +213,9 @@ def test_an_object_that_changes_while_it_is_fetched_is_not_taken(put, monkeypatc
 def test_no_room_is_said_before_anything_is_fetched(put, monkeypatch):
     url = put("posts.jsonl", lines(ROWS))
     monkeypatch.setattr(objects.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(StorageError, match=r"posts\.jsonl has 2,\d+ bytes, and 10 are free in .*SELFTRAIN_CACHE"):
+    with pytest.raises(
+        StorageError, match=r"posts\.jsonl has 2,\d+ bytes, and 10 are free in .*SELFTRAIN_CACHE"
+    ):
         read_manifest(url)
     assert not local_path(url).exists()
 
@@ -220,7 +225,9 @@ def test_no_room_is_said_before_anything_is_fetched(put, monkeypatch):
 
 def test_what_is_not_there_is_told_apart(put):
     put("folder/posts.csv", b"id,text\na,b\n")
-    with pytest.raises(ManifestError, match=r"s3://runs/folder is a folder: name one of its objects, 'posts.csv'"):
+    with pytest.raises(
+        ManifestError, match=r"s3://runs/folder is a folder: name one of its objects, 'posts.csv'"
+    ):
         read_manifest(f"s3://{BUCKET}/folder")
     with pytest.raises(ManifestError, match="there is no such object in the bucket"):
         read_manifest(f"s3://{BUCKET}/none.csv")
@@ -235,23 +242,17 @@ def test_what_is_damaged_is_told_as_of_a_file(put):
         read_manifest(put("bomb.jsonl.gz", gzip.compress(bytes(1 << 27))))
     with pytest.raises(ManifestError, match="is not a Parquet file"):
         read_manifest(put("cut.parquet", as_parquet(ROWS)[:-20]))
-    assert [one.reason for one in read_manifest(put("empty.jsonl", b"")).problems] == ["the file holds no rows"]
+    assert [one.reason for one in read_manifest(put("empty.jsonl", b"")).problems] == [
+        "the file holds no rows"
+    ]
 
 
-def test_a_store_that_refuses_or_is_not_there_is_told_with_what_to_see_to(put, storage, monkeypatch):
+def test_a_store_that_refuses_or_is_not_there_is_told_with_what_to_see_to(put, monkeypatch):
     url = put("posts.jsonl", lines(ROWS))
-    control = f"{storage['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
-
-    def asked_for_credentials(after):
-        urllib.request.urlopen(urllib.request.Request(control, data=after, method="POST")).close()
-
-    asked_for_credentials(b"0")
-    try:
-        with pytest.raises(ManifestError, match=r"cannot be read .*AWS_ACCESS_KEY_ID") as refused:
+    with monkeypatch.context() as refusing:  # the server runs in this process, and knows no key of ours
+        refusing.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
+        with pytest.raises(ManifestError, match=r"cannot be read .*AWS_ACCESS_KEY_ID"):
             read_manifest(url)
-    finally:
-        asked_for_credentials(b"inf")
-    assert "secret" not in str(refused.value).lower().replace("aws_secret", "")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
@@ -299,9 +300,8 @@ def test_pictures_beside_an_object_come_with_their_rows(put):
     report = read_manifest(url)
     assert [post.id for post in report.posts] == ["one", "two", "words"]
     assert [image.read_bytes() for image in report.posts[1].images] == [picture(), picture(9)]
-    assert [(one.post_id, one.reason) for one in report.problems] == [
-        ("none", "image 'images/3.png': No such file or directory")
-    ]
+    assert [one.post_id for one in report.problems] == ["none"]
+    assert report.problems[0].reason.startswith("image 'images/3.png': no such file")
     folder = local_path(url).parent
     found = sorted(str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file())
     assert found == ["images/1.png", "images/2 ü.png", "posts.jsonl"]  # nothing else was fetched
@@ -318,9 +318,9 @@ def test_rows_have_nothing_fetched_but_what_lies_beside_their_manifest(put, monk
     put("secret.png", picture())
     put("a/good.png", picture())
     named = [
-        f"s3://{BUCKET}/secret.png", f"s3:/{BUCKET}/secret.png", "https://host/a.png", "../secret.png", "/etc/passwd",
-        "../../other-bucket/a.png", ".", "images/", "x" * 300, "\ud800.png", "\udc80.png", "a\nb.png", "..",
-        "posts.jsonl/../../secret.png", "good.png",
+        f"s3://{BUCKET}/secret.png", f"s3:/{BUCKET}/secret.png", "https://host/a.png", "../secret.png",
+        "/etc/passwd", "../../other-bucket/a.png", ".", "images/", "x" * 300, "\ud800.png", "\udc80.png",
+        "a\nb.png", "..", "posts.jsonl/../../secret.png", "good.png",
     ]  # fmt: skip
     asked, opened = [], objects._opened
     monkeypatch.setattr(objects, "_opened", lambda url: (asked.append(url), opened(url))[1])
@@ -412,8 +412,10 @@ server.serve_forever()
 
 @contextmanager
 def google_storage(folder):
-    """A server of Google's JSON protocol, as far as it takes to read: a process, for Arrow's client holds ours."""
-    with subprocess.Popen([sys.executable, "-c", GOOGLE, str(folder)], stdout=subprocess.PIPE, text=True) as server:
+    """A server of Google's JSON protocol, as far as reading goes; a process, as Arrow holds ours."""
+    with subprocess.Popen(
+        [sys.executable, "-c", GOOGLE, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
         finally:
