@@ -44,6 +44,7 @@ _ADVICE = {
 _EMULATOR = "CLOUD_STORAGE_EMULATOR_ENDPOINT"  # as Google's own clients call it; it asks for no credentials
 _BLOCK, AT_ONCE = 1 << 23, 16  # bytes of a request, and how many are under way
 _ROWS_AHEAD = 64
+_PATIENCE = 30  # seconds
 _SHOWN = 1 << 26  # bytes from which on a bar is drawn
 
 
@@ -110,27 +111,30 @@ def _copy(file: pa.NativeFile, size: int, path: Path, url: str) -> None:
             f"{url} has {size:,} bytes, and {free:,} are free in {folder}, where a copy is kept: free some"
             " space, or set SELFTRAIN_CACHE to a folder with more"
         )
-    with (
-        atomic.replacing(path, size) as part,
-        part.open("wb") as out,
-        ProgressBar(
-            desc=f"fetching {path.name}", total=size >> 20, unit="MB",
-            disable=size < _SHOWN or not sys.stderr.isatty(),
-        ) as bar,
-    ):  # fmt: skip
-        for block in _blocks(file, size):
+    with atomic.replacing(path, size) as part, part.open("wb") as out:
+        blocks = _blocks(file, size, url)
+        for block in blocks if size < _SHOWN else _counted(blocks, size):
             out.write(block)
-            bar.update((out.tell() >> 20) - bar.n)
 
 
-def _blocks(file: pa.NativeFile, size: int) -> Iterator[bytes]:
+def _counted(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    with ProgressBar(desc="fetch", total=size >> 20, unit="MB", disable=not sys.stderr.isatty()) as bar:
+        done = 0
+        for block in blocks:
+            yield block
+            done += len(block)
+            bar.update((done >> 20) - bar.n)
+
+
+def _blocks(file: pa.NativeFile, size: int, url: str) -> Iterator[bytes]:
     """Yield the bytes of an object; of a large one, parts of it are asked for side by side."""
 
     def block(start: int) -> bytes:
-        found: bytes = file.read_at(min(_BLOCK, size - start), start)
-        if len(found) != min(_BLOCK, size - start):
-            raise OSError(f"{len(found):,} bytes came from {start:,} on, the object ends at {size:,}")
-        return found
+        with _explained(url):  # here: around it an OSError is of the disk that is written to
+            found: bytes = file.read_at(min(_BLOCK, size - start), start)
+            if len(found) != min(_BLOCK, size - start):
+                raise OSError(f"{len(found):,} bytes came from {start:,} on, the object ends at {size:,}")
+            return found
 
     starts = range(0, size, _BLOCK)
     if len(starts) < 2:
@@ -247,15 +251,17 @@ def _store(scheme: str, bucket: str, endpoint: str, _process: int) -> tuple[pa.f
     from pyarrow import fs
 
     if scheme == "s3":
-        # made from a URI, Arrow's client knows of no proxy; made by arguments, of no endpoint
         kind, _, host = endpoint.rstrip("/").rpartition("://")
         proxy = getproxies().get(kind or "https")
         if proxy and proxy_bypass(host or f"{bucket}.s3.amazonaws.com"):
             proxy = None
-        if host or proxy:
-            return fs.S3FileSystem(
-                endpoint_override=host or None, scheme=kind or "https", proxy_options=proxy
-            ), bucket
+        # made by arguments, Arrow's client looks for no endpoint; made from a URI, for no proxy, and it has
+        # three seconds of patience with a busy server
+        return fs.S3FileSystem(
+            region=None if host or proxy else fs.resolve_s3_region(bucket),
+            endpoint_override=host or None, scheme=kind or "https", proxy_options=proxy,
+            connect_timeout=_PATIENCE, request_timeout=_PATIENCE,
+        ), bucket  # fmt: skip
     user, options = "", ""
     if scheme == "gs":
         user, options = "anonymous@" if _EMULATOR in os.environ else "", "?retry_limit_seconds=60"

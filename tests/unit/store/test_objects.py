@@ -180,8 +180,8 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_is_taken_for_whole(put):
         "from selftrain._util.object_urls import local_path\n"
         "from selftrain.store import objects\n"
         "objects._BLOCK, blocks = 100, objects._blocks\n"
-        "def cut(file, size):\n"
-        "    for number, block in enumerate(blocks(file, size)):\n"
+        "def cut(*given):\n"
+        "    for number, block in enumerate(blocks(*given)):\n"
         "        if number == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield block\n"
         "objects._blocks = cut\n"
@@ -208,6 +208,33 @@ def test_an_object_that_changes_while_it_is_fetched_is_not_taken(put, monkeypatc
     assert not local_path(url).exists()
     monkeypatch.setattr(objects, "_copy", copy)
     assert len(read_manifest(url).posts) == 10
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_a_store_that_goes_while_it_is_read_leaves_nothing_and_is_told_as_such(put, monkeypatch, size):
+    url = put("posts.jsonl", bytes(size))
+    monkeypatch.setattr(objects, "_BLOCK", 1000)
+
+    class Going:
+        def __init__(self, file):
+            self.file, self.size, self.metadata = file, file.size, file.metadata
+
+        def read_at(self, count, start):
+            if start + count == size:
+                raise OSError("curlCode: 28, Timeout was reached")
+            return self.file.read_at(count, start)
+
+    class Store:
+        @contextmanager
+        def open_input_file(self, name):
+            with opened(url)[0].open_input_file(name) as file:
+                yield Going(file)
+
+    opened = objects._opened
+    monkeypatch.setattr(objects, "_opened", lambda url: (Store(), opened(url)[1]))
+    with pytest.raises(ManifestError, match=r"cannot be read \(curlCode: 28.*the same command goes on"):
+        read_manifest(url)
+    assert [*local_path(url).parent.iterdir()] == []
 
 
 def test_no_room_is_said_before_anything_is_fetched(put, monkeypatch):
