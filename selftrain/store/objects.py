@@ -17,11 +17,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.request import getproxies, proxy_bypass
+
+from filelock import FileLock
 
 from backbones.progress import ProgressBar
 from selftrain._util.files import read_json
@@ -45,7 +47,7 @@ _EMULATOR = "CLOUD_STORAGE_EMULATOR_ENDPOINT"  # as Google's own clients call it
 _BLOCK, AT_ONCE = 1 << 23, 16  # bytes of a request, and how many are under way
 _ROWS_AHEAD = 64
 _PATIENCE = 30  # seconds
-_SHOWN = 1 << 26  # bytes from which on a bar is drawn
+_SHOWN = 1 << 26  # bytes from which on a bar is drawn, and processes wait for each other
 
 
 # ---- one object and its copy ------------------------------------------------------------------------------
@@ -88,14 +90,29 @@ def fetch(path: Path, most: int | None = None) -> int | None:
                 size, version = file.size(), _version(file)
                 if most is not None and size > most:
                     _forget(path)
-                elif _noted(path) != [version, *_written(path)]:
-                    _copy(file, size, path, url)
-                    _check_unchanged(store, name, version, path, url)
-                    atomic.write_json(_note(path), {"copy": [version, *_written(path)]})
+                elif not _is_current(path, version):
+                    with _alone(path, size):
+                        if not _is_current(path, version):
+                            _copy(file, size, path, url)
+                            _check_unchanged(store, name, version, path, url)
+                            atomic.write_json(_note(path), {"copy": [version, *_written(path)]})
                 return int(size)
         except FileNotFoundError:
             _forget(path)
             return None
+
+
+def _is_current(path: Path, version: str) -> bool:
+    return _noted(path) == [version, *_written(path)]
+
+
+def _alone(path: Path, size: int) -> AbstractContextManager[Any]:
+    """Let one of several processes fetch what is large, and the others wait for it."""
+    if size < _SHOWN:
+        return nullcontext()
+    note = _note(path)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(note.with_suffix(".lock"))
 
 
 def _forget(path: Path) -> None:

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -171,6 +173,21 @@ def test_a_large_object_comes_in_parts_side_by_side(put, monkeypatch):
     path = local_path(put("a/large.bin", content))
     assert objects.fetch(path) == 100_001
     assert path.read_bytes() == content
+
+
+def test_of_several_that_want_a_large_object_one_fetches_it(put, monkeypatch):
+    monkeypatch.setattr(objects, "_SHOWN", 1)
+    path, copies, copy = local_path(put("large.bin", bytes(5000))), [], objects._copy
+
+    def slow(*given):
+        copies.append(given)
+        time.sleep(0.5)
+        copy(*given)
+
+    monkeypatch.setattr(objects, "_copy", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(objects.fetch, [path] * 4)] == [5000] * 4
+    assert len(copies) == 1
 
 
 def test_a_fetch_that_is_killed_leaves_nothing_that_is_taken_for_whole(put):
