@@ -16,7 +16,7 @@ from pydantic import Field, GetCoreSchemaHandler, ValidationError, field_validat
 from pydantic_core import CoreSchema, core_schema
 
 from selftrain._util.plugins import choices, is_own
-from selftrain._util.toml_sections import Section, read_table
+from selftrain._util.toml_sections import Section, TablePath, read_table
 from selftrain.errors import RecipeError, RunStateError
 from selftrain.store.run_dir import RunFolder
 
@@ -113,14 +113,14 @@ class PartSection(Section):
 
 
 class DataSection(Section):
-    """Where the posts are and how they are split. Paths are relative to the recipe."""
+    """Where the posts are and how they are split. Paths are relative to the recipe; manifests may be URLs."""
 
-    manifest: Path
+    manifest: TablePath
     task: Path
     # a manifest of its own for a split; without one the posts of `manifest` are split by `shares`
-    validation: Path | None = None
-    test: Path | None = None
-    pool: Path | None = None
+    validation: TablePath | None = None
+    test: TablePath | None = None
+    pool: TablePath | None = None
     # field -> column of the manifests that holds it, where that is called otherwise: { label = "class" }
     columns: dict[str, str] = Field(default_factory=dict)
     # "column": every row of `manifest` names its split; "shares": stratified by label. Where rows name a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import stat
 import tomllib
@@ -24,6 +25,12 @@ _MARKS = (
     (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"),
 )  # fmt: skip
+
+
+def cache_home() -> Path:
+    """Return where features, pictures and copies of objects are: $SELFTRAIN_CACHE, else the user's cache."""
+    home = os.environ.get("SELFTRAIN_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "selftrain"
 
 
 def check_regular(path: Path, most: int | None = None) -> None:

@@ -6,11 +6,19 @@ import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from selftrain._util.files import read_toml
+from selftrain._util.object_urls import is_url, local_path, url_or_path
 from selftrain._util.printable import first_told, shorten
 from selftrain.errors import RecipeError
 
@@ -20,11 +28,26 @@ _WRITTEN = {"tuple_type": _LISTED, "list_type": _LISTED, "dict_type": _TABLED}
 
 Read = TypeVar("Read", bound="Section")
 
+TablePath = Annotated[Path, BeforeValidator(local_path), PlainSerializer(url_or_path, when_used="json")]
+"""A table to read: a path, or the URL of an object, which is then what is written of it again."""
+
 
 class Section(BaseModel):
     """A table of the recipe. An unknown key is an error: a typing slip must not become a default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _on_a_disk(self) -> Self:
+        """Refuse a URL where a path is expected; that of a `TablePath` is a path by now."""
+        for name, value in self:
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, Path) and is_url(one):
+                    raise ValueError(
+                        f"{name} is a URL: expected a path on a disk of this machine; of what lies on object"
+                        " storage manifests alone are read"
+                    )
+        return self
 
 
 def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) -> Read:
@@ -73,8 +96,12 @@ def _path_keys(kind: type[Section]) -> Iterator[tuple[str, str]]:
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             for key, inner in field.annotation.model_fields.items():
-                if Path in (inner.annotation, *get_args(inner.annotation)):
+                if _holds_path(inner.annotation):
                     yield name, key
+
+
+def _holds_path(kind: object) -> bool:
+    return kind is Path or any(map(_holds_path, get_args(kind)))
 
 
 def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str, str]]) -> None:
@@ -100,10 +127,10 @@ def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str,
 
 
 def _placed(value: Any, place: Callable[[Path], Path]) -> Any:  # noqa: ANN401 -- whatever a recipe holds
-    """Return the path, or the list of paths, that a value is; what is none is left to pydantic."""
+    """Return the path, or the list of paths, that a value is; what is none, or a URL, is left to pydantic."""
     if isinstance(value, list):
         return [_placed(one, place) for one in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or is_url(value):
         return value
     path = Path(value)
     with suppress(RuntimeError, ValueError):  # of nobody here: it will be said to be missing

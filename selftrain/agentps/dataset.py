@@ -14,6 +14,7 @@ import numpy as np
 
 from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.prompts import Wording
+from selftrain._util.object_urls import local_path
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.data.manifest import read_manifest
@@ -219,7 +220,7 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
     for name in ("manifest", "validation", "pool"):  # never the test's
         if files.get(name) is not None:
-            read, left_out = read_posts(Path(files[name]), task, sources)
+            read, left_out = read_posts(local_path(files[name]), task, sources)
             posts |= {post.id: post for post in read}
             quarantine += left_out
     quarantine += [
@@ -256,7 +257,7 @@ def run_test_posts(run: Path, task: Task, sources: SourceSettings) -> list[Post]
     folder = RunFolder(run)
     files, tested = folder.recipe()["data"], _scored(folder, "test")
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
-    named = [Path(files[name]) for name in ("manifest", "test") if files.get(name) is not None]
+    named = [local_path(files[name]) for name in ("manifest", "test") if files.get(name) is not None]
     posts = {post.id: post for file in named for post in read_posts(file, task, sources)[0]}
     return [replace(posts[i], label=label) for i, label in tested.items() if i in posts]
 

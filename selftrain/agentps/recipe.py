@@ -11,12 +11,13 @@ from pydantic import Field, field_validator, model_validator
 from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
-from selftrain._util.toml_sections import Section, read_table
+from selftrain._util.toml_sections import Section, TablePath, read_table
 from selftrain.agentps.frames import Frames
 from selftrain.data.manifest import Tolerance
 from selftrain.errors import RecipeError
 from selftrain.models.metrics import PRECISIONS
 from selftrain.models.operating_points import Goal
+from selftrain.store.objects import fetch_table
 
 METRICS = (
     "f1", "macro_f1", "auc", "precision_at_recall_50",
@@ -39,10 +40,10 @@ class SourceSettings(Section):
     """Which posts. Paths are relative to the recipe; a run or manifest named at the prompt comes first."""
 
     run: Path | None = None  # a finished run: its grown dataset
-    manifest: Path | None = None  # or a manifest with labels
+    manifest: TablePath | None = None  # or a manifest with labels
     task: Path | None = None  # needed with a manifest; of a run, replaces the task it was made with
-    process: Path | None = None  # a manifest whose process answers are taken, by post id
-    validation: Path | None = None  # without one: the run's, or rows whose `split` says so, or a share
+    process: TablePath | None = None  # a manifest whose process answers are taken, by post id
+    validation: TablePath | None = None  # without one: the run's, or rows whose `split` says so, or a share
     validation_share: float = Field(0.15, gt=0, lt=1)
     # a batch of the run's ledger of reviews, for instance "divergent": its posts are learned from by the ACT
     # loss, which stays unbiased though people saw a sample of them
@@ -238,6 +239,7 @@ def load_agentps_recipe(
     recipe = read_table(AgentPSRecipe, path, overrides)
     if source is None:
         return recipe
+    fetch_table(source)
     if not source.exists():
         raise RecipeError(f"{source} is not there: expected the folder of a finished run, or a manifest")
     if not source.is_dir():

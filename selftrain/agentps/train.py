@@ -28,6 +28,7 @@ from backbones.mllm.base import to_device
 from backbones.mllm.prompts import Inputs
 from backbones.prefetch import read_ahead, workers_for
 from losses.process import answer_sums, process_loss
+from selftrain._util.object_urls import local_path, refuse
 from selftrain._util.types import IntArray, Json
 from selftrain.agentps import checkpoint, dataset, sharding
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, AgentPSModel
@@ -435,9 +436,11 @@ def train_agentps(
         st.train_agentps("runs/mine", "models/mine", overrides=["model.rank=16", "frames.count=1"])
         st.load_predictor("models/mine").predict(posts)
     """
+    refuse(out)
     given = load_agentps_recipe(
-        None if recipe is None else Path(recipe), overrides, source=None if source is None else Path(source)
-    )
+        None if recipe is None else Path(recipe), overrides,
+        source=None if source is None else local_path(source),
+    )  # fmt: skip
     return train_recipe(given, Path(out), bar=bar)
 
 

@@ -28,6 +28,7 @@ from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedErr
 from agents.judgment import PostLike
 from backbones.images import MAX_PIXELS
 from backbones.progress import ProgressBar
+from selftrain._util.object_urls import url_or_path
 from selftrain._util.plugins import accepted
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import FINAL, ModelAnswer, filled, known_answers, read_given
@@ -409,7 +410,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Asked) -> AnnotatedManife
     report = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
     usage, identity, out = questioner.usage(), questioner.answered_by(), prepared.out
     record = {
-        "manifest": str(prepared.manifest.path),
+        "manifest": url_or_path(prepared.manifest.path),
         "task": str(prepared.task_file),
         "written": str(out),
         "model": None if identity is None else identity._asdict(),

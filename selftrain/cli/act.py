@@ -12,6 +12,7 @@ import typer
 
 from selftrain._util.choices import Mode, StrategyName
 from selftrain._util.deferred import deferred
+from selftrain._util.object_urls import url_of, url_or_path
 from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import ASKING, COST, argument, option, several
@@ -78,7 +79,12 @@ def select_models(
     servers: Models,
     json_file: Annotated[
         str | None,
-        option("Write everything that was measured; - for standard output.", "--json", metavar="FILE"),
+        option(
+            "Write everything that was measured; - for standard output.",
+            "--json",
+            metavar="FILE",
+            **options.FILE,
+        ),
     ] = None,
     strategies: Strategies,
     annotate: Annotated[
@@ -110,7 +116,8 @@ def select_models(
     posts, unlabelled = labelling.read_labelled(
         manifest, loaded, labelled, seed, reading.named, tolerance=reading.tolerance()
     )
-    with _runners(servers, manifest, store, token_cap, f"act select-models {manifest.resolve()}") as runners:
+    run = f"act select-models {url_or_path(manifest.resolve())}"
+    with _runners(servers, manifest, store, token_cap, run) as runners:
         choice = selecting.select_models(
             _by_model(runners), posts,
             annotators.AnnotationPrompts(panels.brief_of(loaded), folder=prompts),
@@ -132,6 +139,11 @@ def _runners(
     servers: Sequence[str], beside: Path, store: Path | None, token_cap: int | None, run: str
 ) -> Iterator[dict[str, running.Runner]]:
     """Yield URL#MODEL -> that model at work, with the answers that were paid for before."""
+    if store is None and url_of(beside):
+        raise BudgetError(
+            "answers that are paid for are kept beside the manifest, and this one is on object storage: say"
+            " where on a disk, --store FILE"
+        )
     cache = panels.cache_beside(beside, store)
     with ExitStack() as stack:
         stack.callback(cache.close)
@@ -266,9 +278,11 @@ def train(
     *,
     out: Annotated[Path, option("The model's folder.", metavar="MODEL")],
     validation: Annotated[
-        Path | None, option("Labelled posts that choose the epoch.", metavar="MANIFEST")
+        Path | None, option("Labelled posts that choose the epoch.", metavar="MANIFEST", **options.TABLE)
     ] = None,
-    test: Annotated[Path | None, option("Labelled posts to measure on.", metavar="MANIFEST")] = None,
+    test: Annotated[
+        Path | None, option("Labelled posts to measure on.", metavar="MANIFEST", **options.TABLE)
+    ] = None,
     recipe: Annotated[
         Path | None, option("Take the sections backbone and classifier of it.", metavar="RECIPE")
     ] = None,

@@ -65,6 +65,7 @@ def train(
         argument(
             "RUN_OR_MANIFEST",
             "A finished run, whose grown dataset is learned from, or a manifest with labels.",
+            **options.TABLE,
         ),
     ] = None,
     *,

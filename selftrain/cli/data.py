@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from selftrain._util.deferred import deferred
+from selftrain._util.object_urls import url_or_path
 from selftrain._util.printable import printable
 from selftrain.cli.commands import noun
 from selftrain.cli.options import Columns, Manifest, argument, option, read_columns
@@ -144,7 +145,7 @@ def _document(
     conflicts: list[tuple[posts.Post, ...]],
 ) -> dict[str, Any]:
     return {
-        "manifest": str(report.path),
+        "manifest": url_or_path(report.path),
         "rows": report.rows,
         "posts": len(report.posts),
         "labels": {label: n for label, n in sorted(report.counts.items(), key=str) if label is not None},
@@ -163,7 +164,7 @@ def _print_report(
     conflicts: list[tuple[posts.Post, ...]],
 ) -> None:
     counts = f"{report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside"
-    echo(f"{printable(str(report.path))}: {counts}")
+    echo(f"{printable(url_or_path(report.path))}: {counts}")
     for label, count in sorted(report.counts.items(), key=str):
         echo(f"  {'no label' if label is None else printable(label)}: {count:,}")
     echo("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))

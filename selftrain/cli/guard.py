@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from selftrain._util.object_urls import name_urls
 from selftrain._util.printable import printable_lines
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         if message is None:
             raise
         # messages quote what files hold, and what files hold is data
-        print(f"error: {printable_lines(message)}", file=sys.stderr)
+        print(f"error: {printable_lines(name_urls(message))}", file=sys.stderr)
         return FAILED
     return status or 0
 
@@ -115,7 +116,7 @@ def share_cores() -> None:
 
 class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
+        return printable_lines(name_urls(super().format(record)))
 
 
 def _message(error: Exception) -> str | None:

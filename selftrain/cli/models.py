@@ -167,10 +167,12 @@ def filter_stream(
     model: options.Model,
     *,
     source: Annotated[
-        str,
+        Path,
         option(
-            "JSON lines, CSV or Parquet; -: JSON lines on standard input, from their beginning.",
+            "JSON lines, CSV or Parquet, a path or s3://...; -: JSON lines on standard input, from their"
+            " beginning.",
             metavar="FILE",
+            **options.TABLE,
         ),
     ],
     sink: Annotated[Path, option("JSON lines: the posts that pass.", metavar="FILE")],
@@ -192,6 +194,7 @@ def filter_stream(
         option(
             "Labelled posts to choose the threshold on; by default the model's own validation posts.",
             metavar="MANIFEST",
+            **options.TABLE,
         ),
     ] = None,
     reading: options.Reading,
@@ -220,7 +223,7 @@ def filter_stream(
     if left_out:
         echo(f"{left_out} rows of the validation posts could not be read or scored")
     counts = streams.filter_posts(
-        work, source, sink, threshold=point.threshold, text_limit=text_limit, tell=echo
+        work, str(source), sink, threshold=point.threshold, text_limit=text_limit, tell=echo
     )
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:

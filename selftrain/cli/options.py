@@ -12,7 +12,8 @@ import typer
 
 from selftrain._util.choices import Rule
 from selftrain._util.deferred import deferred
-from selftrain.errors import RecipeError
+from selftrain._util.object_urls import local_path, refuse
+from selftrain.errors import ManifestError, RecipeError
 
 with deferred():
     from selftrain.data import manifest as manifests
@@ -22,17 +23,40 @@ KEY_VARIABLE = "SELFTRAIN_API_KEY"
 """Environment variable of the key for the agents' servers; a key never stands on a command line."""
 
 
+def _on_a_disk(given: Any) -> Any:  # noqa: ANN401 -- whatever an option holds
+    """Refuse URLs among paths: pathlib would make a folder ``s3:`` of one."""
+    for one in given if isinstance(given, list | tuple) else (given,):
+        if isinstance(one, Path):
+            refuse(one)
+    return given
+
+
+def _file(named: str) -> str:
+    """Refuse a URL as the name of a file that is written."""
+    refuse(named)
+    return named
+
+
+def _table(named: str) -> Path:
+    """Return where a table is read: a path, or that of the copy of what a URL names."""
+    try:
+        return local_path(named)
+    except ManifestError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def argument(metavar: str, text: str, **more: Any) -> Any:  # noqa: ANN401 -- as typer's own
-    """Declare an argument."""
-    return typer.Argument(metavar=metavar, help=text, **more)
+    """Declare an argument; a path is one on this machine unless it has a parser."""
+    return typer.Argument(metavar=metavar, help=text, **({"callback": _on_a_disk} | more))
 
 
 def option(text: str, *names: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:  # noqa: ANN401
     """Declare an option.
 
     `names` has "--name" where that is not the parameter's; always of a switch, which has no opposite. `panel`
-    is the heading that it stands under.
+    is the heading that it stands under. A path is one on this machine unless it has a parser.
     """
+    more = {"callback": _on_a_disk} | more
     return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
@@ -75,9 +99,13 @@ ASKING = "What models are asked, and how"
 Recipe = Annotated[Path, argument("RECIPE", "A TOML file.")]
 RunPath = Annotated[Path, argument("RUN", "A run folder.")]
 Model = Annotated[Path, argument("MODEL", "A run folder, an AgentPS model's, or an .onnx file.")]
-Manifest = Annotated[Path, argument("MANIFEST", "JSON lines, CSV or Parquet.")]
+TABLE = {"parser": _table}
+"""Of what `argument` and `option` take: a table to read, which may be a URL."""
+FILE = {"callback": _file}
+"""Of what they take: a text that names a file to write, or "-"."""
+Manifest = Annotated[Path, argument("MANIFEST", "JSON lines, CSV or Parquet; a path, or s3://...", **TABLE)]
 OutFile = Annotated[
-    str, option("JSON lines, or CSV where it ends in .csv; - for standard output.", metavar="FILE")
+    str, option("JSON lines, or CSV where it ends in .csv; - for standard output.", metavar="FILE", **FILE)
 ]
 Columns = Annotated[
     list[str],

@@ -8,21 +8,15 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
 from pathlib import Path
 
+from selftrain._util.files import cache_home
 from selftrain.store import atomic
 
 _BASE64 = re.compile(
     r"(?:data:image/[\w.+-]+;base64,)?\s*((?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[\w+/=\s-]{40,})", re.ASCII
 )
-
-
-def cache_home() -> Path:
-    """Return where features and pictures are kept: $SELFTRAIN_CACHE, else in the user's cache."""
-    home = os.environ.get("SELFTRAIN_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "selftrain"
 
 
 def decode_picture(written: str) -> bytes | None:

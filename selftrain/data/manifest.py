@@ -15,17 +15,18 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 from uuid import UUID
 
 from backbones.errors import ImageError
-from backbones.images import MAX_PIXELS, check_image
+from backbones.images import MAX_BYTES, MAX_PIXELS, check_image
+from selftrain._util.object_urls import local_path, url_of, url_or_path
 from selftrain._util.printable import shorten
 from selftrain._util.types import Json
 from selftrain.data.columns import (
@@ -57,7 +58,9 @@ from selftrain.data.values import (
     text_of,
 )
 from selftrain.errors import ManifestError, QuarantineError
+from selftrain.store.objects import Beside
 
+Item = TypeVar("Item")
 LISTED = 10
 NOTE = "note"  # kind of a record in a quarantine that is about no row left out
 _MOST_PROBLEMS = 100_000  # kept one by one; the others are counted
@@ -123,6 +126,7 @@ class Rows:
         self.table = open_table(path) if table is None else table
         self.columns = Columns(path, columns or {}, self.table.columns)
         self._folder, self._root = path.parent, path.parent.resolve()
+        self._beside = Beside(MAX_BYTES) if url_of(path) else None
         self._labels = None if task is None else Names(task.names)
         self._questions = None if task is None else {question.name: question for question in task.questions}
         self._allow_missing_text = allow_missing_text
@@ -144,6 +148,7 @@ class Rows:
 
         Raises:
             RowError: The row has to be set aside.
+            ManifestError: The store that its pictures lie in cannot be read.
         """
         if raw.fields is None:
             raise RowError(raw.reason, raw.remedy)
@@ -155,6 +160,22 @@ class Rows:
             return self._post(post_id, fields, extra)
         except RowError as error:
             raise RowError(error.reason, error.remedy, post_id) from error
+
+    def ahead(self, rows: Iterable[Item], raw_of: Callable[[Item], RawRow]) -> Iterator[Item]:
+        """Yield rows; beside an object, the pictures of those to come are fetched meanwhile."""
+        if self._beside is None:
+            return iter(rows)
+        return self._beside.ahead(rows, lambda row: self._pictures_of(raw_of(row)))
+
+    def _pictures_of(self, raw: RawRow) -> Iterator[Path]:
+        for name, value in self.columns.reached(raw.fields or {}).items():
+            if self.columns.field(name)[0] == "images":
+                with suppress(RowError):  # told when the row is judged
+                    for one in image_list(value, self._max_images):
+                        if isinstance(one, str) and one not in self._checked:
+                            path = self._real_path(one, "image")
+                            if path != self._root:
+                                yield path
 
     def pass_over(self, raw: RawRow) -> None:
         """Take note of a row's id and columns, and leave the rest of it unread: it was checked before."""
@@ -476,6 +497,13 @@ class Rows:
         return path
 
     def _inside(self, written: str, what: str) -> Path:
+        """Return the real path that `written` leads to; beside an object, fetch what is there."""
+        path = self._real_path(written, what)
+        if self._beside is not None and path != self._root and (fault := self._beside.fetch(path)):
+            raise RowError(f"{what} {shorten(written)} {fault}", "make it smaller, or take it out")
+        return path
+
+    def _real_path(self, written: str, what: str) -> Path:
         """Return the real path that `written` leads to, if it stays inside the manifest's folder."""
         shown = shorten(written)
         if _URL.search(written):
@@ -626,12 +654,13 @@ class ManifestReport:
     @property
     def quarantine(self) -> list[Json]:
         """What a run keeps of this: a record of every row set aside and of every note."""
+        file = url_or_path(self.path)
         rows: list[Json] = [
-            {"kind": "row", "file": str(self.path), "line": p.line, "id": p.post_id, "reason": p.reason}
+            {"kind": "row", "file": file, "line": p.line, "id": p.post_id, "reason": p.reason}
             for p in self.problems
         ]
         return rows + [
-            {"kind": NOTE, "file": str(self.path), "line": one.line, "id": None, "reason": str(one)}
+            {"kind": NOTE, "file": file, "line": one.line, "id": None, "reason": str(one)}
             for one in self.notes
         ]
 
@@ -654,7 +683,7 @@ class ManifestReport:
 
 
 def read_manifest(
-    path: Path,
+    path: Path | str,
     task: Task | None = None,
     *,
     allow_missing_text: bool = True,
@@ -668,7 +697,7 @@ def read_manifest(
     """Read and check a manifest.
 
     Args:
-        path: The manifest, a table of any form that `tables` knows.
+        path: The manifest, a table of any form that `tables` knows, or the URL of one: ``s3://BUCKET/KEY``.
         task: When given, labels and process answers must be the task's.
         allow_missing_text: Whether a post with an image may lack text; one that has neither is refused.
         max_pixels: The largest width x height that an image's header may claim.
@@ -681,14 +710,14 @@ def read_manifest(
     Raises:
         ManifestError: The file is missing, is no table, or has no column called ``id``.
     """
-    path = Path(path)
+    path = local_path(path)
     rows = Rows(
         path, task, allow_missing_text=allow_missing_text, max_pixels=max_pixels, max_images=max_images,
         columns=columns, labels=labels, videos=videos, met=MetIds(),
     )  # fmt: skip
     posts: list[Post] | PostStore = [] if store is None else store
     start, problems, unlisted = len(posts), list[Problem](), 0
-    for raw in rows.table.rows:
+    for raw in rows.ahead(rows.table.rows, lambda raw: raw):
         try:
             posts.append(rows.post(raw))
         except RowError as error:

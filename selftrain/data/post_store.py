@@ -23,8 +23,8 @@ from typing import IO, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.files import cache_home
 from selftrain._util.types import IntArray
-from selftrain.data.inline_pictures import cache_home
 from selftrain.data.posts import Post
 from selftrain.store.atomic import writing
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from backbones.base import Backbone
+from selftrain._util.files import cache_home
 from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.columns import SPLIT
@@ -23,7 +24,6 @@ from selftrain.data.duplicates import (
     separate,
 )
 from selftrain.data.features import EncoderPool, FeatureTable, extract_features
-from selftrain.data.inline_pictures import cache_home
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
 from selftrain.data.matching import Embeddings
 from selftrain.data.post_store import Joined, PositionOf, PostStore

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selftrain._util.object_urls import local_path
 from selftrain.data.manifest import Rows
 from selftrain.data.tables import RawRow
 from selftrain.data.task import Task, load_task
@@ -69,7 +70,7 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
     """
     missing, found = {post_id.strip(): post_id for post_id in wanted}, dict[str, FoundPost]()
     section: dict[str, Any] = folder.recipe()["data"]
-    for path in (Path(section[name]) for name in MANIFESTS if name in section):
+    for path in (local_path(section[name]) for name in MANIFESTS if name in section):
         try:
             rows = Rows(path, None, columns=section.get("columns"), videos=False)
             for raw in rows.table.rows:

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from selftrain._util.files import MAX_DEPTH, check_regular, is_deep, text_encoding
+from selftrain._util.object_urls import local_path
 from selftrain._util.printable import first_of, shorten
 from selftrain._util.spreadsheet import unescape
 from selftrain.errors import ManifestError
+from selftrain.store.objects import fetch_table
 
 if TYPE_CHECKING:
     import _csv
@@ -102,12 +104,12 @@ class Table(NamedTuple):
 
 
 def open_table(
-    path: Path, *, header: Sequence[str] | None = None, delimiter: str = "", fallback: str = ""
+    path: Path | str, *, header: Sequence[str] | None = None, delimiter: str = "", fallback: str = ""
 ) -> Table:
     """Open a table; a row at a time is in memory, of Parquet some thousand.
 
     Args:
-        path: A regular file of any name.
+        path: A regular file of any name, or the URL of an object.
         header: Column names of a CSV file that has none.
         delimiter: Of a CSV file; found out when empty.
         fallback: Encoding of a CSV file whose bytes are not UTF-8 throughout; without one those rows are bad.
@@ -115,8 +117,10 @@ def open_table(
     Raises:
         ManifestError: The file is missing, is no table, or has column names twice; its `rows` raise it too
             where the file is damaged, or holds a row beyond the limits.
+        StorageError: The disk has no room for the copy of an object.
     """
-    path = Path(path)
+    path = local_path(path)
+    fetch_table(path)
     try:
         check_regular(path)
         if fallback and _is_utf8(path):

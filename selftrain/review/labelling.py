@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from agents.ask.annotator import Annotation, Annotator
 from agents.ask.criticizer import Criticizer
 from agents.ask.runner import Runner
+from selftrain._util.object_urls import local_path, url_or_path
 from selftrain._util.types import Json
 from selftrain.act.budget import filled
 from selftrain.data.manifest import Tolerance, read_manifest
@@ -89,7 +90,7 @@ class LabellingData(NamedTuple):
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LabellingData:
         """Return the files of a record."""
-        return cls(Path(record["manifest"]), Path(record["task"]), record.get("columns", {}))
+        return cls(local_path(record["manifest"]), Path(record["task"]), record.get("columns", {}))
 
 
 class LabelFolder(RunFolder):
@@ -131,7 +132,7 @@ def begin(
 ) -> None:
     """Make the folder, or check that this is the same labelling going on."""
     loaded = load_task(task)
-    data: Json = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
+    data: Json = {"manifest": url_or_path(manifest.resolve()), "task": str(task.resolve())}
     if columns:
         data["columns"] = dict(columns)
     identity = {"task": loaded.name, "classes": list(loaded.names)}

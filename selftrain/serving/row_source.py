@@ -10,9 +10,9 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from selftrain._util.object_urls import local_path
 from selftrain._util.types import Json
 from selftrain.data.manifest import Rows
 from selftrain.data.met_ids import MetIds
@@ -96,13 +96,14 @@ def read_source(
     """
     table = json_table(sys.stdin.buffer) if source == STDIN else None
     rows = Rows(
-        Path(source), None,
+        local_path(source), None,
         table=table, max_pixels=max_pixels, max_images=max_images, columns=columns, labels=False,
         videos=videos, met=MetIds() if whole else None,
     )  # fmt: skip
     contents = (([raw.line, raw.fields, raw.reason], raw) for raw in rows.table.rows)
     found = False
-    for raw, digest in _after(contents, done, source, remedy, rows.pass_over if whole else None):
+    new = _after(contents, done, source, remedy, rows.pass_over if whole else None)
+    for raw, digest in rows.ahead(new, lambda row: row[0]):
         found = True
         yield _checked(raw, rows, text_limit, digest)
     if whole and not found and not done.rows:

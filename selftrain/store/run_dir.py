@@ -38,6 +38,7 @@ from filelock import FileLock, Timeout
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
 from selftrain._util.files import check_regular, read_json
+from selftrain._util.object_urls import refuse
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
@@ -143,6 +144,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str, *, kept_at: str = "") -> None:
+        refuse(path)
         self.path = Path(path)
         self._kept_at = kept_at  # a mirror's address
 
