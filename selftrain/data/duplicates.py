@@ -48,8 +48,8 @@ class Dropped(NamedTuple):
     split: str
     kept_id: str
     kept_split: str
-    # "text", "image bytes", "image" or "embedding"; "all" when every modality had to match, "content" when all
-    # bytes of text and pictures are the same
+    # "text", "image bytes", "image" or "embedding"; "all" where every modality had to match, "content" where
+    # all bytes of text and pictures are the same
     kind: str
 
 

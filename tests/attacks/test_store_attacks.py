@@ -26,7 +26,7 @@ from selftrain.review.estimates import batches_of
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import ReviewItem
 from selftrain.store import checksums
-from selftrain.store.run_dir import RunFolder
+from selftrain.store.run_dir import PostDigest, RunFolder
 
 ANSWERS = pytest.mark.attack("stores: answers")
 REVIEWS = pytest.mark.attack("stores: reviews")
@@ -330,7 +330,7 @@ def test_a_run_writes_into_nothing_that_lies_in_its_place(put, name, tmp_path):
     put(folder.path / name, precious)
     (folder.path / ".x.tmp").mkdir()  # no file of ours
     with suppress(RunStateError, StorageError), folder.locked():
-        folder.begin({"a": 1}, {"identity": {}}, {"p": "pool x"})
+        folder.begin({"a": 1}, {"identity": {}}, [PostDigest("p", "pool", "x")])
         folder.publish(0, [])
     assert precious.read_text() == "precious"
     assert not precious.with_name("new").exists()
