@@ -12,12 +12,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
-from runs.bench import frontier
+from runs.bench import cost, frontier
 from runs.bench.act_tables import means_of_ways
 from runs.bench.judges import values_of
 from runs.bench.loop_study import WHOLE
@@ -32,6 +33,7 @@ FRONTIER = CHECKOUT / "docs" / "frontier.svg"
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
 README = CHECKOUT / "README.md"
 METRICS = ("macro_f1", "auc")
+MANY = 1e8
 
 
 class Row(NamedTuple):
@@ -385,6 +387,8 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "bare": ("bare", lambda figures: _single(figures, BARE, median)),
     "features": ("features", _features),
     "pools": ("pools", _pools),
+    "cost": ("cost", cost.wholes),
+    "cost of very many": ("cost", lambda figures: chain(cost.hours(figures, MANY), [""], cost.floors(MANY))),
 }
 """Name -> the file of its figures, and its lines."""
 

@@ -14,6 +14,7 @@ import random
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -28,15 +29,27 @@ pytestmark = [pytest.mark.integration, pytest.mark.vllm, pytest.mark.timeout(180
 
 VARIABLE = "SELFTRAIN_RAY_SERVE_PYTHON"
 APPLICATION = Path(__file__).parents[2] / "docs" / "ray_serve_llm.yaml"
+DIRECT = {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""Replicas answer callers themselves, with vLLM's own words, behind an HAProxy that comes with ray[serve]."""
 PREFIX = "ray.serve.llm.request_router.PrefixCacheAffinityRouter"
-ROUTERS = {
-    "by session": None,  # as the file has it
-    "prefix, as it comes": {"request_router_class": PREFIX},
-    "prefix, told of shared beginnings": {
-        "request_router_class": PREFIX,
-        "request_router_kwargs": {"match_rate_threshold": 0.9, "imbalanced_threshold": 8},
-    },
-    "Ray's default": {},
+TOLD = {"match_rate_threshold": 0.9, "imbalanced_threshold": 8}
+
+
+class Way(NamedTuple):
+    """How Ray takes calls to replicas."""
+
+    router: dict | None  # None: as the file has it; {}: Ray's default
+    variables: dict
+
+
+WAYS = {
+    "by session, directly": Way(None, DIRECT),
+    "by session": Way(None, {}),
+    "prefix, as it comes": Way({"request_router_class": PREFIX}, {}),
+    "prefix, told of shared beginnings": Way(
+        {"request_router_class": PREFIX, "request_router_kwargs": TOLD}, {}
+    ),
+    "Ray's default": Way({}, {}),
 }
 QUESTIONS = {
     "prize": "Does the post promise a prize?", "meeting": "Is a meeting mentioned?",
@@ -75,13 +88,13 @@ def application(model, port, router):
 
 
 @contextmanager
-def served(python, folder, config):
+def served(python, folder, config, variables):
     """(endpoint, process) of the application; all that it started is gone afterwards."""
     (folder / "application.json").write_text(json.dumps(config))
     environment = os.environ | {
         "PYTHONPATH": python_path(None), "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1",
+        "RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1", **variables,
     }  # fmt: skip
     command = [python, str(Path(__file__).with_name("ray_serve_child.py")), str(folder / "application.json")]
     with (folder / "log").open("wb") as log:
@@ -131,23 +144,30 @@ def engine_seconds(process):
     return found
 
 
-FIRST, *OTHERS = ROUTERS
+FIRST, *OTHERS = WAYS
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_selftrain_asks_a_ray_serve_application(name, python, smollm2, tmp_path, capsys):
     write_posts(tmp_path, name)
-    with served(python, tmp_path, application(smollm2, free_port(), ROUTERS[name])) as (endpoint, process):
+    way, port = WAYS[name], free_port()
+    directly = way.variables == DIRECT
+    config = application(smollm2, port, way.router)
+    with served(python, tmp_path, config, way.variables) as (endpoint, process):
         assert main(["agents", "check", endpoint, "--text-only"]) == 0
-        assert "smollm2 (smollm2, 4096 tokens, openai-compatible)" in capsys.readouterr().out
+        served_as = (
+            f"({smollm2}, 4096 tokens, vllm" if directly else "(smollm2, 4096 tokens, openai-compatible)"
+        )
+        assert f"smollm2 {served_as}" in capsys.readouterr().out
 
         command = [
             "annotate", str(tmp_path / "posts.jsonl"), "--task", str(tmp_path / "task.toml"), "--recipe",
             str(tmp_path / "recipe.toml"), "--server", endpoint, "--out", str(tmp_path / "annotated.jsonl"),
         ]  # fmt: skip
         assert main([*command, "--estimate"]) == 0
-        assert "An estimate needs vLLM's /tokenize" in capsys.readouterr().out
+        found = f"by {4 * POSTS} prompts measured" if directly else "An estimate needs vLLM's /tokenize"
+        assert found in capsys.readouterr().out
 
         before = engine_seconds(process)
         assert main(command) == 0
@@ -166,7 +186,7 @@ def test_selftrain_asks_a_ray_serve_application(name, python, smollm2, tmp_path,
             f" of a core of each engine {', '.join(f'{one:.0f}' for one in taken)}"
         )
     assert len(taken) == 2
-    if name == "by session":
+    if name.startswith("by session"):
         # of four calls on a post three find it in the cache, and all but two the beginning of every prompt
         assert usage["cached"] / usage["prompt"] > 0.6
         assert min(taken) > 1  # both replicas are asked
