@@ -91,7 +91,7 @@ STUDIES = {
     ),
     "cost": Study(
         "core seconds predicted from few posts beside what many took, and the hours of very many",
-        "--small 60 --words 600 --pictured 60 --pool 20000 --repeats 1",
+        "--small 60 --words 600 --pictured 300 --pool 9000 --repeats 1",
     ),
     "speed": Study(
         "a whole run, features cached, by this code and by that of another commit", "--repeats 1 --most 300"
