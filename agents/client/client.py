@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_BACKOFF = 30.0
 TOKENIZE_ABSENT = "An estimate needs vLLM's /tokenize: use a vLLM server, or go without the estimate"
+_NO_CONVERSATIONS = "Field required at ('body', 'prompt')"
 CLOSED = "the chat client was closed before this call was answered"
 _BODY_BYTES, _TOKEN_BYTES = 1 << 20, 200
 """Of an answer: what it may weigh at most without its tokens, and what one alternative of a token weighs."""
@@ -303,9 +304,11 @@ class ChatClient:
     def _error(self, failure: Failure, call: Call[T], retries: int) -> ChatError:
         if _is_passing(failure):
             return CallFailedError(f"no answer in {retries + 1} tries; the last: {failure.reason}")
-        if failure.kind == "request":
+        # Ray Serve LLM's path of this name counts no conversations, and says so in the words of a bad request
+        uncounted = failure.status in (404, 405) or _NO_CONVERSATIONS in failure.reason
+        if failure.kind == "request" and not (call.path == "/tokenize" and uncounted):
             return RequestRefusedError(failure.reason)
-        if call.path == "/tokenize" and failure.status in (404, 405):
+        if call.path == "/tokenize" and uncounted:
             return ServerRefusedError(f"{failure.reason}. {TOKENIZE_ABSENT}")
         return ServerRefusedError(failure.reason)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -39,6 +40,10 @@ SPARE_CONNECTIONS = 4  # for probes, beside the calls
 LONGEST_REASON = 600
 ELSEWHERE = "it sends us elsewhere: give the final URL"
 RANK_HEADER = "X-data-parallel-rank"  # by which vLLM is told the copy of the model
+SESSION_HEADER = "X-Session-ID"
+"""By which a router between us and copies of the model keeps one post's calls together: Ray Serve's
+ConsistentHashRouter reads it under this name, others under one that is configured. Whoever routes nothing
+ignores it."""
 _SECRET = 8  # characters of a key that is one
 MOST_BYTES = 8 << 20
 """Of a body where nothing else is said: a list of models may hold hundreds."""
@@ -190,14 +195,27 @@ class Endpoint:
         It may take `seconds`, and never more than the endpoint's timeout. Of one affinity, all go to the same
         copy of the model, which has the beginning that they share in its cache.
         """
-        rank = zlib.crc32(affinity.encode()) % self.ranks if affinity and self.ranks > 1 else None
-        reply = await self.send(path, body, most_bytes, min(seconds, self._timeout), rank)
+        headers = self._headers(affinity) if affinity else None
+        reply = await self.send(path, body, most_bytes, min(seconds, self._timeout), headers)
         if isinstance(reply, Failure):
             return reply
         return reply.body if 200 <= reply.status < 300 else self._refused(reply, path)
 
+    def _headers(self, affinity: str) -> dict[str, str]:
+        """Return what tells whoever chooses among copies of the model which calls belong together."""
+        # a digest: an id may hold what no header can carry, and is nobody's business
+        headers = {SESSION_HEADER: hashlib.sha256(affinity.encode()).hexdigest()[:16]}
+        if self.ranks > 1:
+            headers[RANK_HEADER] = str(zlib.crc32(affinity.encode()) % self.ranks)
+        return headers
+
     async def send(
-        self, path: str, body: bytes | None, most_bytes: int, seconds: float, rank: int | None = None
+        self,
+        path: str,
+        body: bytes | None,
+        most_bytes: int,
+        seconds: float,
+        headers: Mapping[str, str] | None = None,
     ) -> HttpReply | Failure:
         """Return the answer of HTTP, whatever its status; see `exchange`."""
         import aiohttp
@@ -209,7 +227,7 @@ class Endpoint:
                 flight,
                 self._session.request(
                     method, self.url + path, data=body, proxy=self._route.proxy,
-                    headers=None if rank is None else {RANK_HEADER: str(rank)},
+                    headers=headers,
                     allow_redirects=False,  # it would send posts to a server that nobody named
                 ) as reply,
             ):  # fmt: skip
@@ -261,6 +279,12 @@ def plain_endpoint(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}"
 
 
+_RAY_ERROR = re.compile(
+    r"Message: (?P<said>.+?)(?: \(Request ID: [\w-]+\))?, Internal exception: [\w.]+Exception\b", re.DOTALL
+)
+"""How Ray Serve LLM wraps what the engine says: request id and names of its own classes follow."""
+
+
 def server_words(text: str) -> str:
     """Return the message in an error body, whose usual forms are tried in turn; else the whole body."""
     try:
@@ -270,7 +294,10 @@ def server_words(text: str) -> str:
     inner = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(inner, dict):
         inner = inner.get("message") or inner.get("detail") or inner
-    return inner if isinstance(inner, str) else json.dumps(inner)
+    if not isinstance(inner, str):
+        return json.dumps(inner)
+    wrapped = _RAY_ERROR.match(inner)
+    return wrapped["said"] if wrapped else inner
 
 
 def retry_after(value: str | None) -> float | None:

@@ -285,7 +285,7 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         revision="",
         server=server,
         # an adapter's card has none
-        context=card.max_model_len or (under.max_model_len if under else None) or 0,
+        context=card.context or (under.context if under else 0),
     )
 
 

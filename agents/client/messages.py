@@ -32,7 +32,8 @@ IMPOSSIBLE = -1000.0
 _FINISH = 80  # characters of the server's word for why it stopped
 
 Body = TypeVar("Body")
-Count = Annotated[int, Meta(ge=0, le=10**9)]
+_MOST_TOKENS = 10**9
+Count = Annotated[int, Meta(ge=0, le=_MOST_TOKENS)]
 # printable and short: it goes into files and onto terminals
 _UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff"
 ModelName = Annotated[str, Meta(max_length=400, pattern=rf"\A[^{_UNSEEN}]*\Z")]
@@ -252,6 +253,13 @@ class ModelCard(Struct):
     root: ModelName | None = None
     parent: ModelName | None = None
     max_model_len: Count | None = None
+    metadata: Any = None  # of Ray Serve LLM; others have anything under this name
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together; 0: the server does not say."""
+        told = self.metadata.get("max_request_context_length") if isinstance(self.metadata, dict) else None
+        return self.max_model_len or (told if type(told) is int and 0 < told <= _MOST_TOKENS else 0)
 
 
 class ModelList(Struct):

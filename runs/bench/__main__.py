@@ -89,6 +89,10 @@ STUDIES = {
         "posts by the workers of a Ray cluster beside one process: time, memory, the same bytes",
         "--n 2000 --encoded 0 --repeats 1",
     ),
+    "cost": Study(
+        "core seconds predicted from few posts beside what many took, and the hours of very many",
+        "--small 60 --words 600 --pictured 300 --pool 9000 --repeats 1",
+    ),
     "speed": Study(
         "a whole run, features cached, by this code and by that of another commit", "--repeats 1 --most 300"
     ),

@@ -1,4 +1,4 @@
-"""`python -m runs.bench.page`: the tables of docs/benchmarks.md and README.md, from the committed figures.
+"""`python -m runs.bench.page`: the tables of docs/benchmarks.md, docs/scale.md and README.md, by the figures.
 
 A table stands between two marks, `<!-- NAME: ... -->` and `<!-- end of NAME -->`; what stands around them is
 written by hand.
@@ -12,12 +12,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
-from runs.bench import frontier
+from runs.bench import cost, frontier
 from runs.bench.act_tables import means_of_ways
 from runs.bench.judges import values_of
 from runs.bench.loop_study import WHOLE
@@ -30,8 +31,10 @@ FIGURES = CHECKOUT / "docs" / "benchmarks"
 PLOT = CHECKOUT / "docs" / "benchmarks.svg"
 FRONTIER = CHECKOUT / "docs" / "frontier.svg"
 PAGE = CHECKOUT / "docs" / "benchmarks.md"
+SCALE = CHECKOUT / "docs" / "scale.md"
 README = CHECKOUT / "README.md"
 METRICS = ("macro_f1", "auc")
+MANY = 1e8
 
 
 class Row(NamedTuple):
@@ -387,11 +390,16 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "pools": ("pools", _pools),
 }
 """Name -> the file of its figures, and its lines."""
+OF_SCALE: Mapping[str, tuple[str, Lines]] = {
+    "cost": ("cost", cost.wholes),
+    "cost of very many": ("cost", lambda found: chain(cost.hours(found, MANY), [""], cost.floors(MANY))),
+}
+"""The same, on the page about many machines."""
 
 
 def table(name: str) -> list[str]:
     """Return a table, and a line that says what it was measured with."""
-    file, lines = TABLES[name]
+    file, lines = TABLES.get(name) or OF_SCALE[name]
     source = FIGURES / f"{file}.jsonl"
     return [*lines(Figures(source)), "", measured_with(source)]
 
@@ -430,7 +438,7 @@ def written(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     if page == README:
         return filled(text, "measured", list(first_page()))
-    for name in TABLES:
+    for name in OF_SCALE if page == SCALE else TABLES:
         text = filled(text, name, table(name))
     return text
 
@@ -467,7 +475,7 @@ def main() -> int:
     """Write the tables and plots, or say whether the tables are as the figures have them."""
     parser = argparse.ArgumentParser(prog="python -m runs.bench.page", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a table is another")
-    texts = {page: written(page) for page in (PAGE, README)}
+    texts = {page: written(page) for page in (PAGE, SCALE, README)}
     if parser.parse_args().check:
         same = {page: text == page.read_text(encoding="utf-8") for page, text in texts.items()}
         for page, is_same in same.items():

@@ -24,6 +24,7 @@ TYPED = {
     "features": ["--data", "{data}/hsol"],
     "report": [],
     "scale": [],
+    "cost": [],
     "act": ["--data", "{data}", "--part", "coverage", "--reviews", "50"],
     "judges": [
         "--data", "{data}/judgments", "--sets", "hatexplain",

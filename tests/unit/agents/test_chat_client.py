@@ -313,6 +313,28 @@ def test_measure_without_tokenize():
     run(scenario())
 
 
+# as Ray Serve LLM 2.60 answers: its path of this name wants a prompt, and counts none of vLLM 0.32
+NO_CONVERSATION = {
+    "error": {
+        "message": "Invalid request format: Field required at ('body', 'prompt')", "type": "missing",
+        "param": {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]},
+        "code": "invalid_parameter",
+    }
+}  # fmt: skip
+
+
+def test_measure_where_tokenize_counts_no_conversations():
+    async def scenario():
+        stub = ChatStub(says(NO_CONVERSATION, 400), refuses(400, "a picture that cannot be read"))
+        async with connected(stub) as (client, _):
+            with pytest.raises(ServerRefusedError, match="needs vLLM's /tokenize"):
+                await client.measure(ask())
+            with pytest.raises(RequestRefusedError, match="a picture that cannot be read"):
+                await client.measure(ask())
+
+    run(scenario())
+
+
 def test_measure_gives_up_soon_where_nobody_counts(monkeypatch):
     monkeypatch.setattr("agents.client.client._COUNTING_SECONDS", 0.05)
 

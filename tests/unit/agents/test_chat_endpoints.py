@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from chat_stub import ChatStub, answers, ask, connected, is_silent, preferred, refuses, resets, run, waits
@@ -102,6 +103,24 @@ def test_calls_of_one_affinity_go_to_one_copy_of_the_model():
         assert ranks.pop("whatever") == [None]
         assert all(len(set(taken)) == 1 and len(taken) == 3 for taken in ranks.values())
         assert {taken[0] for taken in ranks.values()} == {"0", "1", "2", "3"}
+
+    run(scenario())
+
+
+def test_calls_of_one_affinity_carry_one_session_and_no_id():
+    async def scenario():
+        stub = ChatStub(version=None)
+        async with connected(stub) as (client, _):
+            posts = ["post\r\n1", "p\u00f6st"]
+            await asyncio.gather(*(client.complete(ask(post, affinity=post)) for post in posts * 3))
+            await client.complete(ask("whatever"))
+        sessions = {sent.text: set() for sent in stub.received}
+        for sent in stub.received:
+            sessions[sent.text].add(sent.headers.get("x-session-id"))
+        assert sessions.pop("whatever") == {None}
+        assert all(len(one) == 1 for one in sessions.values())
+        assert len(set().union(*sessions.values())) == 2
+        assert all(re.fullmatch("[0-9a-f]{16}", *one) for one in sessions.values())
 
     run(scenario())
 

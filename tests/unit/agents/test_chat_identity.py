@@ -258,3 +258,18 @@ def test_no_fingerprint_of_a_hub_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert fingerprint("org") == ""
     assert fingerprint(str(tmp_path / "absent")) == ""
+
+
+@pytest.mark.parametrize(
+    ("metadata", "context"),
+    [
+        ({"model_id": "tiny", "input_modality": "text", "max_request_context_length": 4096}, 4096),
+        ({"model_id": "tiny", "input_modality": "text", "max_request_context_length": None}, 0),
+        *(({"max_request_context_length": value}, 0) for value in (-1, 0, True, 4096.5, "4096", 10**10)),
+        *((value, 0) for value in (None, "gpt", ["a"], 7, {})),
+    ],
+)
+def test_the_context_that_ray_serve_tells_of_and_others_do_not(metadata, context):
+    listed = {"id": "tiny", "object": "model", "owned_by": "organization-owner", "permission": []}
+    stub = ChatStub(cards=[listed | {"metadata": metadata}], version=None)
+    assert identity_of(stub) == Identity("tiny", "tiny", "", "", "openai-compatible", context)

@@ -122,6 +122,22 @@ THINKING = (
     (lengths, 400, "Invalid schema for response_format 'answer': In context=('properties', 'rationale'),"
      " 'minLength' is not permitted."),
 )  # fmt: skip
+
+
+def of_ray(words):
+    """How Ray Serve LLM 2.60 wraps what the engine refuses."""
+    return (
+        f"Message: {words} (Request ID: a669894f-45b5-4a4e-a450-5920f2ef5f6d), Internal exception:"
+        " ray.llm._internal.serve.core.configs.openai_api_models.OpenAIHTTPException (Request ID:"
+        " a669894f-45b5-4a4e-a450-5920f2ef5f6d), original exception: "
+    )
+
+
+# as it came from Ray 2.60
+RAY_CARD = {
+    "id": "tiny", "object": "model", "owned_by": "organization-owner", "permission": [],
+    "metadata": {"model_id": "tiny", "input_modality": "text", "max_request_context_length": 4096},
+}  # fmt: skip
 BARE = {"cards": [{"id": "tiny", "object": "model"}], "version": None}
 
 # name -> (how it answers, how it lists its models, whether it gives probabilities, what `agents check` notes)
@@ -145,8 +161,9 @@ SERVERS = {
               "about an image"),
     "LiteLLM": (answering((has("logprobs"), 400, "litellm.UnsupportedParamsError: does not support"
                 " parameters: ['logprobs', 'top_logprobs']")), BARE, False, "no log-probabilities"),
-    "Ray Serve LLM": (answering(), {**BARE, "cards": [{"id": "tiny", "rayllm_metadata": {}}]}, True,
-                      "about an image"),
+    "Ray Serve LLM": (answering((more_than(20), 400, of_ray("Requested sample logprobs of 64, which is"
+                      " greater than max allowed: 20 (parameter=logprobs, value=64)"))),
+                      {**BARE, "cards": [RAY_CARD]}, True, "about an image"),
     "no schema": (answering((schema, 400, "response_format of type json_schema is not supported")), BARE,
                   True, "no schema: answers are in JSON"),
     "nothing at all": (answering((has("response_format"), 400, "unknown field response_format"),

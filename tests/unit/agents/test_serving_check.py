@@ -127,6 +127,14 @@ def test_a_proxy_is_not_asked_for_our_own_servers(tmp_path, monkeypatch):
         assert ask(endpoint, "fake", "", image=True, seconds=10).fault == ""
 
 
+RAY_REFUSES = json.dumps({"error": {
+    "message": "Message: smollm2 is not a multimodal model (Request ID: 537129a1-4e52-439d-b360-3ee0933201d5)"
+    ", Internal exception: ray.llm._internal.serve.core.configs.openai_api_models.OpenAIHTTPException"
+    " (Request ID: 537129a1-4e52-439d-b360-3ee0933201d5), original exception: ",
+    "type": "OpenAIHTTPException", "param": None, "code": 400,
+}}).encode()  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
@@ -136,6 +144,16 @@ def test_a_proxy_is_not_asked_for_our_own_servers(tmp_path, monkeypatch):
         (HttpReply(500, b"[1]"), "HTTP 500, [1]"),
         (HttpReply(0, b"refused"), "refused"),
         (HttpReply(500, b"x" * 400), "HTTP 500, " + "x" * 297 + "..."),
+        # as Ray Serve LLM 2.60 answers
+        (HttpReply(400, RAY_REFUSES), "HTTP 400, smollm2 is not a multimodal model"),
+        (
+            HttpReply(404, b'{"detail": "Got request for model \\"x\\"."}'),
+            'HTTP 404, Got request for model "x".',
+        ),
+        (
+            HttpReply(400, b'{"error": {"message": "Message: none, of nobody"}}'),
+            "HTTP 400, Message: none, of nobody",
+        ),
     ],
 )
 def test_the_servers_own_words(reply, words):

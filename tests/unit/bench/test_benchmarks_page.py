@@ -11,7 +11,7 @@ from runs.bench import page
 from runs.bench.study import Figure, Figures
 
 
-@pytest.mark.parametrize("place", [page.PAGE, page.README], ids=["benchmarks", "readme"])
+@pytest.mark.parametrize("place", [page.PAGE, page.SCALE, page.README], ids=["benchmarks", "scale", "readme"])
 def test_every_table_is_as_its_figures(place):
     assert page.written(place) == place.read_text()
 
