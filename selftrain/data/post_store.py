@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selftrain._util.files import cache_home
-from selftrain._util.types import IntArray
+from selftrain._util.types import BoolArray, IntArray
 from selftrain.data.posts import Post
 from selftrain.store.atomic import writing
 
@@ -55,12 +55,15 @@ class PostStore(Sequence[Post]):
     def __init__(self) -> None:
         self._first: list[Post] = []
         self._places, self._keys = array("Q", [0]), array("Q")  # where rows end in the file; see `IdKeys`
+        self._labelled = bytearray()  # of each post whether it has a label
         self._waiting: list[bytes] = []  # rows that are not written yet
         self._file: IO[bytes] | None = None
+        self._descriptor = -1  # of the file
 
     def append(self, post: Post) -> None:
         """Keep one more post."""
         self._keys.append(id_key(post.id))
+        self._labelled.append(post.label is not None)
         if len(self._first) < _IN_MEMORY:
             self._first.append(post)
             return
@@ -84,20 +87,26 @@ class PostStore(Sequence[Post]):
         place = range(len(self))[place]
         if place < len(self._first):
             return self._first[place]
-        self._flush()
-        assert self._file is not None, "a row beyond the first ones lies in the file"
+        if self._waiting:
+            self._flush()
         start, end = self._places[place - len(self._first) : place - len(self._first) + 2]
-        return _post(os.pread(self._file.fileno(), end - start, start))
+        return _post(os.pread(self._descriptor, end - start, start))
 
     @property
     def keys(self) -> IdKeys:
         """The keys of all ids."""
         return np.array(self._keys, dtype=np.uint64)
 
+    @property
+    def labelled(self) -> BoolArray:
+        """Which posts have a label."""
+        return np.array(self._labelled, dtype=bool)
+
     def _flush(self) -> None:
         if self._waiting:
             if self._file is None:
                 self._file = _new_file()
+                self._descriptor = self._file.fileno()
             with writing(Path(self._file.name)):
                 self._file.write(b"".join(self._waiting))
                 self._file.flush()
@@ -111,6 +120,7 @@ class PostStore(Sequence[Post]):
         self.__dict__.update(state)
         if state["_file"] is not None:
             self._file = Path(state["_file"]).open("rb")  # noqa: SIM115 -- as long as the store
+            self._descriptor = self._file.fileno()
 
 
 def _new_file() -> IO[bytes]:
@@ -139,7 +149,7 @@ def _row(post: Post) -> bytes:
 
 
 def _post(row: bytes) -> Post:
-    post_id, text, images, label, process, extra, video = json.loads(row)
+    post_id, text, images, label, process, extra, video = json.loads(row.decode("ascii"))
     return Post(post_id, text, tuple(map(Path, images)), label, process, extra, video and Path(video))
 
 
@@ -219,6 +229,17 @@ def unlabelled(posts: Sequence[Post]) -> Sequence[Post]:
     if isinstance(posts, Joined):
         return Joined(*map(unlabelled, posts.parts))
     return Chosen(posts, np.arange(len(posts)), unlabelled=True)
+
+
+def have_labels(posts: Sequence[Post]) -> BoolArray:
+    """Return of each post whether its label is there to be seen; of a store no post is read."""
+    if isinstance(posts, PostStore):
+        return posts.labelled
+    if isinstance(posts, Joined):
+        return np.concatenate([np.empty(0, bool), *map(have_labels, posts.parts)])
+    if isinstance(posts, Chosen):
+        return have_labels(posts.posts)[posts.positions] & (not posts.unlabelled)
+    return np.fromiter((post.label is not None for post in posts), bool, len(posts))
 
 
 # ---- by id --------------------------------------------------------------------------------------------

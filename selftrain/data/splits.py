@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from selftrain.data.post_store import Chosen, Joined, PositionOf, unlabelled
+from selftrain.data.post_store import Chosen, Joined, PositionOf, have_labels, unlabelled
 from selftrain.data.posts import Post
 from selftrain.data.tables import fold
 from selftrain.data.task import Task
@@ -274,7 +274,8 @@ def _assemble(
     *,
     allow_empty_pool: bool,
 ) -> Splits:
-    truth = {post.id: post.label for post in pool if post.label is not None}
+    labels = ((post.id, post.label) for post in _by_label(pool)[0])
+    truth = {post_id: label for post_id, label in labels if label is not None}
     return Splits(
         task.names, tuple(labelled), tuple(validation), unlabelled(pool), tuple(test), truth, allow_empty_pool
     )
@@ -282,7 +283,7 @@ def _assemble(
 
 def _by_label(posts: Sequence[Post]) -> tuple[Sequence[Post], Sequence[Post]]:
     """Return the posts that have a label, and those that have none."""
-    known = np.fromiter((post.label is not None for post in posts), bool, len(posts))
+    known = have_labels(posts)
     return Chosen(posts, np.flatnonzero(known)), Chosen(posts, np.flatnonzero(~known))
 
 
@@ -339,12 +340,12 @@ def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
 def by_class(posts: Sequence[Post], names: tuple[str, ...]) -> dict[str, list[int]]:
     """Map class -> positions of its posts. Raises SplitError on a label of no class."""
     classes: dict[str, list[int]] = {name: [] for name in names}
-    for position, post in enumerate(posts):
-        if post.label is None:
-            continue
-        if post.label not in classes:
-            raise SplitError(f"post {post.id!r} has the label {post.label!r}; expected one of {list(names)}")
-        classes[post.label].append(position)
+    for position in np.flatnonzero(have_labels(posts)).tolist():
+        label = posts[position].label
+        if label not in classes:
+            post_id = posts[position].id
+            raise SplitError(f"post {post_id!r} has the label {label!r}; expected one of {list(names)}")
+        classes[label].append(position)
     return classes
 
 

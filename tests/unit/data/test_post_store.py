@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from selftrain.data import post_store
-from selftrain.data.post_store import Chosen, Joined, PositionOf, PostStore, id_keys, unlabelled
+from selftrain.data.post_store import Chosen, Joined, PositionOf, PostStore, have_labels, id_keys, unlabelled
 from selftrain.data.posts import Post
 from selftrain.errors import StorageError
 
@@ -197,3 +197,13 @@ def test_keys_are_those_of_the_ids_whatever_the_view():
     assert (id_keys(Chosen(store, [9, 4])) == plain[[9, 4]]).all()
     assert (id_keys(Joined(store, Chosen(POSTS, [1]))) == [*plain, plain[1]]).all()
     assert json.dumps(int(plain[0])), "a number of 64 bits"
+
+
+@pytest.mark.parametrize("kept", [list, stored])
+def test_it_is_known_which_posts_show_a_label(kept):
+    posts = kept(POSTS)
+    shown = [post.label is not None for post in POSTS]
+    assert have_labels(posts).tolist() == shown
+    assert have_labels(Joined(Chosen(posts, [2, 3]), posts)).tolist() == [True, False, *shown]
+    assert not have_labels(Joined(unlabelled(posts))).any()
+    assert have_labels(()).tolist() == have_labels(Joined()).tolist() == []
