@@ -14,7 +14,7 @@ import socket
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,6 @@ class OnRay:
     def _results(
         self, source: Source[Block], stage: Stage[Block, Result], rescue: Rescue[Block, Result] | None
     ) -> Generator[Result]:
-        import ray
         from ray import data
 
         watch, room = _new_watch(), self._room()
@@ -145,8 +144,17 @@ class OnRay:
                     min_size=min(room, self.workers or room), max_size=self.workers
                 ),
             )  # fmt: skip
-        try:
-            batches = mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0)
+        yield from _told(mapped, watch)
+
+
+def _told(mapped: Any, watch: _Watch) -> Generator[Any]:  # noqa: ANN401 -- of Ray's type
+    """Yield what is made, or raise what was raised over there."""
+    import ray.data
+
+    # closed while there is a connection: Ray ends a process whose threads outlive that
+    found = iter(mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0))
+    try:
+        with closing(found) as batches:
             for batch in batches:
                 made = _unpacked(batch)
                 if isinstance(made, _Raised):
@@ -155,11 +163,11 @@ class OnRay:
                     deque(batches, maxlen=0)
                     raise made.error
                 yield made
-        except (ray.exceptions.RayError, data.exceptions.ExecutionTimeoutError) as error:
-            raise EngineError(
-                f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
-                " have room (memory, GPU) for the model and a block of posts"
-            ) from error
+    except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
+        raise EngineError(
+            f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
+            " have room (memory, GPU) for the model and a block of posts"
+        ) from error
 
 
 def _knock(address: str) -> None:
