@@ -86,6 +86,29 @@ class Trap:
 
         setattr(owner, name, watched)
 
+    def halve(self, name):
+        """Trap files called so: those written at once, and those written line by line."""
+        open_file = Path.open
+
+        def half(path, data):
+            if name in path.name:
+                if self.left == 1:
+                    with open_file(path, "wb") as file:
+                        file.write(data[: len(data) // 2])
+                self.at("half", self.point)
+            with open_file(path, "wb") as file:  # not by `opened`
+                return file.write(data)
+
+        def opened(path, mode="r", *args, **kwargs):
+            file = open_file(path, mode, *args, **kwargs)
+            if mode == "wb" and name in path.name:
+                if self.left == 1:
+                    return HalfWritten(file, self)
+                self.left -= 1
+            return file
+
+        Path.write_bytes, Path.open = half, opened
+
     def set(self):
         self.around(
             Path,
@@ -93,16 +116,8 @@ class Trap:
             lambda args: "link:best" if Path(args[1]).name == "best" else f"replace:{Path(args[1]).name}",
         )
         self.around(os, "fsync", lambda args: "fsync")
-        write = Path.write_bytes
-
-        def half(path, data):
-            for name in (self.point.partition(":")[2],):
-                if self.moment == "half" and name in path.name and self.left == 1:
-                    write(path, data[: len(data) // 2])
-                self.at("half", f"write:{name}" if name in path.name else "")
-            return write(path, data)
-
-        Path.write_bytes = half
+        if self.moment == "half":
+            self.halve(self.point.partition(":")[2])
         kind, _, place = self.point.partition(":")
         if kind == "call":
             module, _, function = place.partition(":")
@@ -111,6 +126,26 @@ class Trap:
             for one in owners:
                 owner = getattr(owner, one)
             self.around(owner, name, lambda args: self.point)
+
+
+class HalfWritten:
+    """A file that is written line by line; its second line is its last, and not whole."""
+
+    def __init__(self, file, trap):
+        self.file, self.trap, self.lines = file, trap, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        self.lines += 1
+        self.file.write(data if self.lines < 2 else data[: len(data) // 2])
+        if self.lines == 2:
+            self.file.flush()
+            self.trap.at("half", self.trap.point)
 
 
 def start(recipe, out, kill=None):
