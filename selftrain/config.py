@@ -136,7 +136,8 @@ class DataSection(Section):
     balance: bool = False
     duplicates: Literal["any", "all", "off"] = "any"
     near_duplicate_cosine: float = Field(0.97, gt=0, le=1)
-    # of pool posts with the same text and the same pictures, byte for byte: all, or the first alone
+    # pool posts with the text and pictures, byte for byte, of one before them, or of a labelled one (its copy
+    # came to the pool by `labelled`)
     pool_copies: Literal["keep", "drop"] = "keep"
     max_bad_rows: int = Field(100, ge=0)
     max_bad_share: float = Field(0.05, ge=0, le=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from selftrain.data.matching import (
@@ -146,12 +146,22 @@ def separate(
         raise SplitError(f"{error}\n{describe_copies(dropped)}") from error
 
 
-def once_in_pool(splits: Splits, copies: Iterable[tuple[int, int]]) -> tuple[Splits, list[Dropped]]:
-    """Drop posts of the pool that copy another; `copies` has the positions there of each and of the other."""
+def once_in_pool(
+    splits: Splits, copies: Callable[[Sequence[Post]], Iterable[tuple[int, int]]]
+) -> tuple[Splits, list[Dropped]]:
+    """Drop pool posts whose content a post before them has, in the pool or in another split.
+
+    `copies` returns, of any posts, the positions of each such one and of the first that it copies.
+    """
+    posts, start = in_order(splits), sum(len(splits[name]) for name in PRIORITY[:-1])
+    homes = [name for name in PRIORITY[:-1] for _ in splits[name]]
     dropped = [
-        Dropped(splits.pool[one].id, "pool", splits.pool[first].id, "pool", "content")
-        for one, first in copies
-    ]
+        Dropped(
+            posts[one].id, PRIORITY[-1], posts[first].id, homes[first] if first < start else PRIORITY[-1],
+            "content",
+        )
+        for one, first in copies(posts) if one >= start
+    ]  # fmt: skip
     return splits.without({one.post_id for one in dropped}), dropped
 
 

@@ -10,10 +10,11 @@ import fcntl
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import accumulate, chain
@@ -26,12 +27,13 @@ import numpy.typing as npt
 from selftrain._util.files import cache_home
 from selftrain._util.types import BoolArray, IntArray
 from selftrain.data.posts import Post
+from selftrain.errors import StorageError
 from selftrain.store.atomic import writing
 
 IdKeys = npt.NDArray[np.uint64]
 """Of each post the first 64 bits of its id's BLAKE2b digest."""
 _IN_MEMORY = 16_384  # posts of a store that stay there: most runs have no more, and read no file
-_FOLDER = "posts"  # in the user's cache
+_FOLDER, _PREFIX = "posts", "selftrain-"  # in the user's cache
 
 
 def id_key(post_id: str) -> int:
@@ -57,8 +59,8 @@ class PostStore(Sequence[Post]):
         self._places, self._keys = array("Q", [0]), array("Q")  # where rows end in the file; see `IdKeys`
         self._labelled = bytearray()  # of each post whether it has a label
         self._waiting: list[bytes] = []  # rows that are not written yet
-        self._file: IO[bytes] | None = None
-        self._descriptor = -1  # of the file
+        self._file: IO[bytes] | None = None  # what follows is of it
+        self._descriptor, self._path = -1, ""
 
     def append(self, post: Post) -> None:
         """Keep one more post."""
@@ -105,38 +107,60 @@ class PostStore(Sequence[Post]):
     def _flush(self) -> None:
         if self._waiting:
             if self._file is None:
-                self._file = _new_file()
+                self._file, self._path = _new_file()
                 self._descriptor = self._file.fileno()
-            with writing(Path(self._file.name)):
+                weakref.finalize(self, _remove, self._path, os.getpid())
+            with _placed(Path(self._path)):
                 self._file.write(b"".join(self._waiting))
                 self._file.flush()
             self._waiting.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         self._flush()
-        return self.__dict__ | {"_file": self._file and self._file.name}
+        return self.__dict__ | {"_file": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if state["_file"] is not None:
-            self._file = Path(state["_file"]).open("rb")  # noqa: SIM115 -- as long as the store
+        if self._path:
+            self._file = Path(self._path).open("rb")  # noqa: SIM115 -- as long as the store
             self._descriptor = self._file.fileno()
 
 
-def _new_file() -> IO[bytes]:
-    """Make a file that goes when it is closed; whatever processes left behind that were killed goes now."""
+def _new_file() -> tuple[IO[bytes], str]:
+    """Make a file, and its path; whatever processes left behind that were killed goes now."""
     folder = cache_home() / _FOLDER
-    with writing(folder):
+    with _placed(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.iterdir():
-            with suppress(OSError), left.open("rb") as opened:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
-                left.unlink()
+        for left in folder.glob(f"{_PREFIX}*"):
+            with suppress(OSError):
+                descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                with os.fdopen(descriptor, "rb") as opened:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
+                    left.unlink()
         while True:
-            file = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115 -- as long as the store
+            descriptor, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
+            file = os.fdopen(descriptor, "r+b")
             fcntl.flock(file, fcntl.LOCK_EX)
-            if Path(file.name).exists():  # else another process took it for left behind
-                return file
+            if Path(path).exists():  # else another process took it for left behind
+                return file, path
+            file.close()
+
+
+def _remove(path: str, process: int) -> None:
+    if os.getpid() == process:  # a child that was forked has the store too
+        Path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[None]:
+    """Say of a disk that is full or refuses what lies there, and how to give another."""
+    try:
+        with writing(path):
+            yield
+    except StorageError as error:
+        raise StorageError(
+            f"{error}. Posts of a large pool lie there; SELFTRAIN_CACHE names another folder"
+        ) from error
 
 
 def _row(post: Post) -> bytes:

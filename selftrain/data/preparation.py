@@ -170,7 +170,7 @@ def prepare_split(
     with _explained([*hints, *([describe_copies(dropped)] if dropped else ())]):
         splits = _draw_labels(splits, task, recipe.data, recipe.seed)
         if recipe.data.pool_copies == "drop":
-            splits, again = once_in_pool(splits, rows_of(splits.pool).copies())
+            splits, again = once_in_pool(splits, lambda posts: rows_of(posts).copies())
             dropped += again
         _check_sizes(splits, task, recipe)  # again: failures and copies are gone
     corpus = build_corpus(splits, task, rows_of(ordered_posts(splits)))

@@ -307,8 +307,9 @@ def _explained(url: str) -> Iterator[None]:
 
     try:
         yield
-    except StorageError:
-        raise
+    except StorageError as error:
+        told = f"{error} A copy of {url} is kept in {home_of('objects')}: SELFTRAIN_CACHE names another place"
+        raise error if "SELFTRAIN_CACHE" in str(error) else StorageError(told) from error
     except (OSError, pa.ArrowException) as error:
         # a library that was built without this store says so itself
         advice = _ADVICE[url.partition(":")[0]]

@@ -395,9 +395,14 @@ MAY_CHANGE = {
 """Keys of a recipe that a run may change on its way."""
 
 
+ADDED = {"data.pool_copies": "keep"}
+"""Keys that recipes of earlier versions lack, and what runs of theirs did."""
+
+
 def _comparable(recipe: Mapping[str, Any]) -> Json:
     """Return section.key -> value, without the keys that a run may change on its way."""
-    return {key: value for key, value in flatten(without_none(recipe)).items() if key not in MAY_CHANGE}
+    found = ADDED | flatten(without_none(recipe))
+    return {key: value for key, value in found.items() if key not in MAY_CHANGE}
 
 
 def without_none(table: Mapping[str, Any]) -> Json:

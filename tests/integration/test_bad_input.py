@@ -297,6 +297,18 @@ def test_copies_within_the_pool_stay_unless_they_are_to_be_dropped(place):
     ]
 
 
+def test_with_labels_hidden_no_copy_of_a_labelled_post_is_left_in_the_pool_if_copies_are_dropped(place):
+    def copy(rows):
+        rows += [row | {"id": f"copy of {row['id']}"} for row in rows if row.get("label")]
+
+    edit(place, copy)
+    for out, more, left in (("kept", (), True), ("dropped", ("data.pool_copies=drop",), False)):
+        assert go(place, "data.duplicates=off", "selection.k=2", *more, out=out)
+        found = {one["id"]: one["split"] for one in rows_of(place / out / "posts.jsonl")}
+        pairs = [(found.get(one), found.get(f"copy of {one}")) for one in found]
+        assert any(sorted(map(str, pair)) == ["labelled", "pool"] for pair in pairs) is left
+
+
 # ---- the run itself ---------------------------------------------------------------------------------
 
 

@@ -99,6 +99,21 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     assert len(files(tmp_path)) == 2
 
 
+def test_a_forked_child_that_ends_leaves_the_file_and_strange_things_beside_it_are_let_be(tmp_path):
+    folder = tmp_path / "cache" / "selftrain" / "posts"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "selftrain-fifo")
+    (folder / "mine.txt").write_text("mine")
+    store = stored()
+    assert store[5] == POSTS[5]
+    (file,) = set(files(tmp_path)) - {folder / "selftrain-fifo", folder / "mine.txt"}
+    if (child := os.fork()) == 0:
+        post_store._remove(str(file), os.getppid())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert pickle.loads(pickle.dumps(store))[5] == POSTS[5]
+
+
 def test_a_full_disk_is_told(monkeypatch):
     store = stored(POSTS[:3])
     assert store[2] == POSTS[2]
@@ -111,7 +126,7 @@ def test_a_full_disk_is_told(monkeypatch):
 
     store._file = Full()
     store.append(POSTS[3])
-    with pytest.raises(StorageError, match="the disk is full"):
+    with pytest.raises(StorageError, match=r"the disk is full.*SELFTRAIN_CACHE names another"):
         store[3]
 
 

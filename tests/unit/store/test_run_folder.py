@@ -194,6 +194,13 @@ def test_other_posts_or_another_backbone_are_refused(folder, key):
     assert snapshot(folder.path) == before
 
 
+def test_a_run_of_a_version_without_a_key_goes_on_as_it_was_begun(folder):
+    now = changed(data={"pool_copies": "keep"})
+    folder.check_recipe(now)
+    with pytest.raises(RunMismatchError, match=r"data.pool_copies: 'keep' in the folder, 'drop' now"):
+        folder.check_recipe(changed(data={"pool_copies": "drop"}))
+
+
 def digests(**said):
     return [PostDigest(post_id, *each.split()) for post_id, each in said.items()]
 
