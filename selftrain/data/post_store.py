@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import weakref
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,10 +42,35 @@ def id_key(post_id: str) -> int:
     return int.from_bytes(blake2b(post_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+class _Posts(Sequence[Post]):
+    """What stores and views of posts have in common; equal to any sequence of the same posts."""
+
+    @abstractmethod
+    def _at(self, place: int) -> Post:
+        """Return the post at a place from 0 on, below the length."""
+
+    @overload
+    def __getitem__(self, place: int) -> Post: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Post]: ...
+    def __getitem__(self, place: int | slice) -> Post | Sequence[Post]:
+        """Return a post, or some as a view."""
+        if isinstance(place, slice):
+            return Chosen(self, np.arange(*place.indices(len(self))))
+        return self._at(range(len(self))[place])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return NotImplemented if not isinstance(other, Sequence) else False
+        return all(one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 # ---- on disk ------------------------------------------------------------------------------------------
 
 
-class PostStore(Sequence[Post]):
+class PostStore(_Posts):
     """Posts in the order in which they were appended, all but the first of them in a file.
 
     The file lies in the user's cache and goes with the store; of a process that was killed, the next store
@@ -78,15 +104,7 @@ class PostStore(Sequence[Post]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    @overload
-    def __getitem__(self, place: int) -> Post: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Post]: ...
-    def __getitem__(self, place: int | slice) -> Post | Sequence[Post]:
-        """Return a post, or some as a view."""
-        if isinstance(place, slice):
-            return Chosen(self, np.arange(len(self))[place])
-        place = range(len(self))[place]
+    def _at(self, place: int) -> Post:
         if place < len(self._first):
             return self._first[place]
         if self._waiting:
@@ -180,18 +198,7 @@ def _post(row: bytes) -> Post:
 # ---- views --------------------------------------------------------------------------------------------
 
 
-class _View(Sequence[Post]):
-    """Equal to any sequence of the same posts."""
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return NotImplemented if not isinstance(other, Sequence) else False
-        return all(one == another for one, another in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Chosen(_View):
+class Chosen(_Posts):
     """Posts at some positions of a sequence, in that order; of `unlabelled` ones nobody sees the label."""
 
     def __init__(self, posts: Sequence[Post], positions: npt.ArrayLike, *, unlabelled: bool = False) -> None:
@@ -205,14 +212,7 @@ class Chosen(_View):
     def __len__(self) -> int:
         return len(self.positions)
 
-    @overload
-    def __getitem__(self, place: int) -> Post: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Post]: ...
-    def __getitem__(self, place: int | slice) -> Post | Sequence[Post]:
-        """Return a post, or some as a view."""
-        if isinstance(place, slice):
-            return Chosen(self.posts, self.positions[place], unlabelled=self.unlabelled)
+    def _at(self, place: int) -> Post:
         post = self.posts[int(self.positions[place])]
         if self.unlabelled and post.label is not None:
             # answers to the questions would tell the label that is being hidden
@@ -220,7 +220,7 @@ class Chosen(_View):
         return post
 
 
-class Joined(_View):
+class Joined(_Posts):
     """Posts of several sequences, laid end to end."""
 
     def __init__(self, *parts: Sequence[Post]) -> None:
@@ -234,15 +234,7 @@ class Joined(_View):
     def __iter__(self) -> Iterator[Post]:
         return chain.from_iterable(self.parts)
 
-    @overload
-    def __getitem__(self, place: int) -> Post: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Post]: ...
-    def __getitem__(self, place: int | slice) -> Post | Sequence[Post]:
-        """Return a post, or some as a view."""
-        if isinstance(place, slice):
-            return Chosen(self, np.arange(len(self))[place])
-        place = range(len(self))[place]
+    def _at(self, place: int) -> Post:
         part = bisect_right(self._ends, place)
         post: Post = self.parts[part][place - self._ends[part]]
         return post
