@@ -36,3 +36,15 @@ def object_storage():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def emptied_bucket(storage, monkeypatch):
+    """Point this process at the server, and return a client of its bucket, which is empty now."""
+    import boto3
+
+    for name, value in storage.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        client.delete_object(Bucket=BUCKET, Key=one["Key"])
+    return client

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from cli_helpers import here
-from object_storage import BUCKET, object_storage
+from object_storage import BUCKET, emptied_bucket, object_storage
 from typer._click.core import Context
 
 from selftrain._util.object_urls import local_path
@@ -18,7 +18,7 @@ from selftrain.data.run_posts import find_posts
 from selftrain.errors import RecipeError, StorageError
 from selftrain.runs import Run, start
 
-boto3 = pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
+pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
 URL = f"s3://{BUCKET}/team/posts.jsonl"
 
 
@@ -31,12 +31,8 @@ def storage():
 @pytest.fixture
 def put(storage, monkeypatch, tmp_path):
     """Write a file of this machine, or a content, as an object."""
-    for name, value in storage.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("SELFTRAIN_CACHE", str(tmp_path / "cache"))
-    client = boto3.client("s3")
-    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=one["Key"])
+    client = emptied_bucket(storage, monkeypatch)
 
     def write(key, content):
         body = content.read_bytes() if isinstance(content, Path) else content

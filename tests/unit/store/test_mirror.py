@@ -7,7 +7,7 @@ import threading
 from contextlib import ExitStack
 
 import pytest
-from object_storage import BUCKET, object_storage
+from object_storage import BUCKET, emptied_bucket, object_storage
 
 from selftrain.cli import main
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
@@ -15,7 +15,7 @@ from selftrain.runs import start
 from selftrain.store import mirror
 from selftrain.store.mirror import Mirror
 
-boto3 = pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
+pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
 URL = f"s3://{BUCKET}/team/mine"
 
 
@@ -28,13 +28,8 @@ def storage():
 @pytest.fixture
 def client(storage, monkeypatch):
     """The bucket, emptied; a writer touches its place all the time."""
-    for name, value in storage.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(mirror, "BEAT", 0.1)
-    found = boto3.client("s3")
-    for one in found.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        found.delete_object(Bucket=BUCKET, Key=one["Key"])
-    return found
+    return emptied_bucket(storage, monkeypatch)
 
 
 def kept(client):

@@ -17,7 +17,7 @@ from io import BytesIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_storage import BUCKET, object_storage
+from object_storage import BUCKET, emptied_bucket, object_storage
 from PIL import Image
 
 from selftrain._util.object_urls import is_url, local_path, name_urls, url_of, url_or_path
@@ -26,7 +26,7 @@ from selftrain.data.tables import open_table
 from selftrain.errors import ManifestError, StorageError
 from selftrain.store import objects
 
-boto3 = pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
+pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
 ROWS = [{"id": f"p{i}", "text": f"text {i}", "label": "yes"} for i in range(50)] + [
     {"id": "p1", "text": "again"}
 ]
@@ -41,12 +41,8 @@ def storage():
 @pytest.fixture
 def put(storage, monkeypatch, tmp_path):
     """Write an object and return its URL; the bucket is empty, and so is the cache."""
-    for name, value in storage.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("SELFTRAIN_CACHE", str(tmp_path / "cache"))
-    client = boto3.client("s3")
-    for one in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=one["Key"])
+    client = emptied_bucket(storage, monkeypatch)
 
     def write(key, content):
         client.put_object(Bucket=BUCKET, Key=key, Body=content)
