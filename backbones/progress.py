@@ -73,6 +73,10 @@ class ProgressBar:
                 yield item
                 self.update()
 
+    def expect(self, total: int) -> None:
+        """Say how many there will be, as far as is known by now."""
+        self._progress.total = self._bar.total = total
+
     def update(self, count: int = 1) -> None:
         """Count some more as done."""
         self._progress.done += count

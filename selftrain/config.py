@@ -137,8 +137,8 @@ class DataSection(Section):
     duplicates: Literal["any", "all", "off"] = "any"
     near_duplicate_cosine: float = Field(0.97, gt=0, le=1)
     # pool posts with the text and pictures, byte for byte, of one before them, or of a labelled one (its copy
-    # came to the pool by `labelled`)
-    pool_copies: Literal["keep", "drop"] = "keep"
+    # came to the pool by `labelled`); "drop_near": those of nearly the same content too
+    pool_copies: Literal["keep", "drop", "drop_near"] = "keep"
     max_bad_rows: int = Field(100, ge=0)
     max_bad_share: float = Field(0.05, ge=0, le=1)
     max_image_pixels: int = Field(50_000_000, ge=1)

@@ -48,8 +48,8 @@ class Dropped(NamedTuple):
     split: str
     kept_id: str
     kept_split: str
-    # "text", "image bytes", "image" or "embedding"; "all" where every modality had to match, "content" where
-    # all bytes of text and pictures are the same
+    # "text", "image bytes", "image" or "embedding"; "all" where every modality had to match; in a pool whose
+    # copies are dropped "content", all bytes of text and pictures, or "near content"
     kind: str
 
 
@@ -147,21 +147,25 @@ def separate(
 
 
 def once_in_pool(
-    splits: Splits, copies: Callable[[Sequence[Post]], Iterable[tuple[int, int]]]
+    splits: Splits, copies: Callable[[Sequence[Post]], Iterable[tuple[int, int]]], kind: str
 ) -> tuple[Splits, list[Dropped]]:
-    """Drop pool posts whose content a post before them has, in the pool or in another split.
+    """Drop pool posts that copy a post before them, in the pool or in another split.
 
-    `copies` returns, of any posts, the positions of each such one and of the first that it copies.
+    `copies` returns positions, of each copy and of what it copies; `kind` names such copies.
     """
     posts, start = in_order(splits), sum(len(splits[name]) for name in PRIORITY[:-1])
     homes = [name for name in PRIORITY[:-1] for _ in splits[name]]
     dropped = [
         Dropped(
-            posts[one].id, PRIORITY[-1], posts[first].id, homes[first] if first < start else PRIORITY[-1],
-            "content",
+            posts[one].id,
+            PRIORITY[-1],
+            posts[first].id,
+            homes[first] if first < start else PRIORITY[-1],
+            kind,
         )
-        for one, first in copies(posts) if one >= start
-    ]  # fmt: skip
+        for one, first in copies(posts)
+        if one >= start
+    ]
     return splits.without({one.post_id for one in dropped}), dropped
 
 

@@ -124,19 +124,20 @@ class HashIndex:
         self._bands = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
         self._buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
         for one in set(hashes):
-            for key in self._keys(one):
+            for key in self.keys(one):
                 self._buckets[key].append(one)
 
     def near(self, one: int) -> set[int]:
         """Return the hashes indexed that differ from `one` in at most `distance` bits, itself included."""
         return {
             other
-            for key in self._keys(one)
+            for key in self.keys(one)
             for other in self._buckets.get(key, ())
             if (one ^ other).bit_count() <= self._distance
         }
 
-    def _keys(self, one: int) -> Iterator[tuple[int, int]]:
+    def keys(self, one: int) -> Iterator[tuple[int, int]]:
+        """Yield the number of each band of a hash, and the bits in it."""
         for band, (low, mask) in enumerate(self._bands):
             yield band, (one >> low) & mask
 
@@ -267,7 +268,7 @@ class Reference:
         if ours.text and theirs.text and not same_text:
             return False
         if ours.images and theirs.images:
-            return _same_pictures(ours.images, theirs.images, self._distance)
+            return same_pictures(ours.images, theirs.images, self._distance)
         return same_text
 
     def _near(self, trait: Traits) -> list[int]:
@@ -275,13 +276,14 @@ class Reference:
         return [other for one in hashes for found in self._index.near(one) for other in self._hashes[found]]
 
 
-def _same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
+def same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
     """Tell whether each image of the smaller album matches one of the larger."""
     few, many = sorted((ours, theirs), key=len)
-    return all(any(_same_picture(one, other, distance) for other in many) for one in few)
+    return all(any(same_picture(one, other, distance) for other in many) for one in few)
 
 
-def _same_picture(one: ImageHash, other: ImageHash, distance: int) -> bool:
+def same_picture(one: ImageHash, other: ImageHash, distance: int = HASH_DISTANCE) -> bool:
+    """Tell whether two files have the same bytes, or hashes within `distance` bits."""
     if one.digest == other.digest:
         return True
     if one.perceptual is None or other.perceptual is None:

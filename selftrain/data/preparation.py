@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from selftrain.data.duplicates import (
 from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
 from selftrain.data.matching import Embeddings
+from selftrain.data.near_copies import near_copies
 from selftrain.data.post_store import Joined, PositionOf, PostStore
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
@@ -169,8 +171,12 @@ def prepare_split(
         splits, dropped = _keep_apart(drawn.without(failed), recipe.data, rows_of)
     with _explained([*hints, *([describe_copies(dropped)] if dropped else ())]):
         splits = _draw_labels(splits, task, recipe.data, recipe.seed)
-        if recipe.data.pool_copies == "drop":
-            splits, again = once_in_pool(splits, lambda posts: rows_of(posts).copies())
+        if recipe.data.pool_copies != "keep":
+            splits, again = once_in_pool(splits, lambda posts: rows_of(posts).copies(), "content")
+            dropped += again
+        if recipe.data.pool_copies == "drop_near":
+            near = partial(near_copies, workers=recipe.backbone.workers, progress=progress)
+            splits, again = once_in_pool(splits, near, "near content")
             dropped += again
         _check_sizes(splits, task, recipe)  # again: failures and copies are gone
     corpus = build_corpus(splits, task, rows_of(ordered_posts(splits)))

@@ -19,6 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -101,6 +102,8 @@ class Table(NamedTuple):
     columns: tuple[str, ...] | None  # of the header; None for JSON, where every row has names of its own
     rows: Iterator[RawRow]  # read as they are asked for
     notes: list[str]  # what is unusual about the file and was understood; complete once the rows are read
+    # the row read last -> how much of the file has been read, in [0, 1]; None: not known (packed, a stream)
+    share: Callable[[RawRow], float] | None = None
 
 
 def open_table(
@@ -215,18 +218,19 @@ def _bomb(path: Path) -> ManifestError:
 
 def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: str) -> Table:
     file: Any = path.open("rb", buffering=_HEAD)
-    head, notes = file.peek(), list[str]()
+    head, notes, packed = file.peek(), list[str](), False
     for magic, opener in _COMPRESSED.items():
         if head.startswith(magic):
             file.close()
             _check_unpacked(path, opener)
             file = io.BufferedReader(opener(path), _HEAD)
             head = file.peek()
+            packed = True
             notes.append(f"compressed with {opener.__module__.removeprefix('_')}")
             break
-    _check_foreign(path, head, packed=bool(notes))
+    _check_foreign(path, head, packed=packed)
     if head.startswith(b"PAR1") or _suffix(path) == ".parquet":
-        return _parquet_table(path, file, io.BytesIO(file.read()) if notes else path, notes)
+        return _parquet_table(path, file, io.BytesIO(file.read()) if packed else path, notes)
     encoding = fallback or text_encoding(head)
     if encoding not in ("utf-8", "utf-8-sig"):
         notes.append(f"text in {encoding.upper()}")
@@ -249,8 +253,15 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
         if _spans_lines(start):
             notes.append(LISTED if listed else "JSON objects of several lines")
             rows = _scanned_rows(path, text, notes, listed=listed)
-        return Table("JSON", None, _guarded(path, rows, text), notes)
-    return _csv_table(path, text, start, header=header, delimiter=delimiter, notes=notes)
+        table = Table("JSON", None, _guarded(path, rows, text), notes)
+    else:
+        table = _csv_table(path, text, start, header=header, delimiter=delimiter, notes=notes)
+    return table if packed else table._replace(share=partial(_share, file, path.stat().st_size))
+
+
+def _share(file: IO[bytes], size: int, _row: RawRow) -> float:
+    # a file that is written to meanwhile may have grown
+    return 1.0 if file.closed else min(file.tell() / max(size, 1), 1.0)
 
 
 def _check_foreign(path: Path, head: bytes, *, packed: bool) -> None:
@@ -737,7 +748,8 @@ def _parquet_table(path: Path, file: IO[bytes], source: Path | IO[bytes], notes:
     _check_count(path, len(schema.names))
     check_names(path, schema.names)
     encoded = {field.name for field in schema if (field.metadata or {}).get(b"selftrain") == b"json"}
-    return Table("Parquet", tuple(schema.names), _parquet_rows(path, opened, file, encoded, notes), notes)
+    rows, count = _parquet_rows(path, opened, file, encoded, notes), opened.metadata.num_rows
+    return Table("Parquet", tuple(schema.names), rows, notes, lambda row: row.line / count)
 
 
 def _parquet_rows(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +43,7 @@ class SourceRow(NamedTuple):
     post_id: str | None  # as far as it could be read
     reason: str  # why the row is bad, else empty
     digest: str  # over this row and all before it: two sources with the same one began with the same rows
+    share: float | None = None  # of the source that has been read with it, in [0, 1]; None: not known
 
 
 class Part(NamedTuple):
@@ -116,7 +117,7 @@ def read_source(
 
 
 def post_rows(
-    posts: Iterable[Post],
+    posts: Sequence[Post],
     done: Tally,
     remedy: str,
     *,
@@ -128,7 +129,7 @@ def post_rows(
         for line, one in enumerate(posts, 1)
     )
     for (line, post), digest in _after(contents, done, "the manifest", remedy):
-        yield SourceRow(line, None, post, post.id, "", digest)
+        yield SourceRow(line, None, post, post.id, "", digest, line / len(posts))
 
 
 def _after(
@@ -161,11 +162,13 @@ def _after(
 
 
 def _checked(raw: RawRow, rows: Rows, text_limit: int | None, digest: str) -> SourceRow:
+    share = rows.table.share(raw) if rows.table.share else None
     try:
         post = rows.post(raw)
     except RowError as error:
-        return SourceRow(raw.line, raw.fields, None, error.post_id, f"{error.reason}; {error.remedy}", digest)
+        reason = f"{error.reason}; {error.remedy}"
+        return SourceRow(raw.line, raw.fields, None, error.post_id, reason, digest, share)
     if text_limit is not None and len(post.text) > text_limit:
         reason = f"the text has {len(post.text):,} characters, at most {text_limit:,}; raise --text-limit"
-        return SourceRow(raw.line, raw.fields, None, post.id, reason, digest)
-    return SourceRow(raw.line, raw.fields, post, post.id, "", digest)
+        return SourceRow(raw.line, raw.fields, None, post.id, reason, digest, share)
+    return SourceRow(raw.line, raw.fields, post, post.id, "", digest, share)

@@ -66,6 +66,7 @@ class _Done(NamedTuple):
     judged: JudgedRows
     rows: int
     digest: str
+    share: float | None
     notes: tuple[str, ...]
     fault: ManifestError | None
 
@@ -90,12 +91,12 @@ def judging(
             " every node the same files, and this version of selftrain"
         )
 
-    def done(part: Part) -> _Done:
-        judged = judge(model, part.rows) if part.rows else JudgedRows([], [])
-        digest = part.rows[-1].digest if part.rows else ""
-        return _Done(judged, len(part.rows), digest, part.notes, part.fault)
+    return lambda part: _done(part, judge(model, part.rows) if part.rows else JudgedRows([], []))
 
-    return done
+
+def _done(part: Part, judged: JudgedRows) -> _Done:
+    digest, share = (part.rows[-1].digest, part.rows[-1].share) if part.rows else ("", None)
+    return _Done(judged, len(part.rows), digest, share, part.notes, part.fault)
 
 
 def _rows_of(part: Part) -> list[Part]:
@@ -105,9 +106,7 @@ def _rows_of(part: Part) -> list[Part]:
 
 
 def _lost(part: Part, reason: str) -> _Done:
-    digest = part.rows[-1].digest if part.rows else ""
-    judged = JudgedRows([], [failed_line(row, row.reason or reason) for row in part.rows])
-    return _Done(judged, len(part.rows), digest, part.notes, part.fault)
+    return _done(part, JudgedRows([], [failed_line(row, row.reason or reason) for row in part.rows]))
 
 
 def _joined(found: Sequence[_Done]) -> _Done:
@@ -169,11 +168,15 @@ def pour(
                     if time.monotonic() - committed >= commit_seconds:
                         target.commit(tally)
                         committed = time.monotonic()
+                if done.share and done.share < 1:  # 1: of a small file, which is read at once
+                    bar.expect(round(tally.rows / done.share))
                 bar.update(done.rows)
                 for note in done.notes:
                     tell(note)
                 if tolerance.rows is not None and tally.failed > tolerance.rows:
                     break
+            else:
+                bar.expect(tally.rows)
     except EngineError as error:
         target.commit(tally)
         raise EngineError(f"{where}, behind row {tally.rows:,}: {error}") from error

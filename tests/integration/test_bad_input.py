@@ -285,16 +285,19 @@ def test_copies_within_the_pool_stay_unless_they_are_to_be_dropped(place):
     others = [{"id": f"again{n}", "text": words} for n in range(3)]
     edit(place, lambda rows: rows.extend([*others, {"id": "nearly", "text": f"{words}!"}]))
     pools = []
-    for out, more in (("kept", ()), ("dropped", ("data.pool_copies=drop",))):
-        assert go(place, *more, out=out)
+    for out in ("keep", "drop", "drop_near"):
+        assert go(place, f"data.pool_copies={out}", out=out)
         posts = rows_of(place / out / "posts.jsonl")
         pools.append({one["id"] for one in posts if one["split"] == "pool"})
     assert pools[0] - pools[1] == {"again1", "again2"}
     assert pools[0] > pools[1] > {"again0", "nearly"}
-    left = [one for one in rows_of(place / "dropped" / "quarantine.jsonl") if one["kind"] == "copy"]
+    assert pools[1] - pools[2] == {"nearly"}
+    left = [one for one in rows_of(place / "drop" / "quarantine.jsonl") if one["kind"] == "copy"]
     assert [(one["id"], one["reason"]) for one in left][-2:] == [
         (f"again{n}", "its content matches 'again0' in pool; it was in pool") for n in (1, 2)
     ]
+    near = rows_of(place / "drop_near" / "quarantine.jsonl")
+    assert near[-1]["reason"] == "its near content matches 'again0' in pool; it was in pool"
 
 
 def test_with_labels_hidden_no_copy_of_a_labelled_post_is_left_in_the_pool_if_copies_are_dropped(place):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow.csv import write_csv
 from serving_helpers import TextPredictor
 
+from backbones.progress import LATEST, ProgressBar
 from selftrain.cli.printing import write_predictions
 from selftrain.data.manifest import Tolerance
 from selftrain.engine.mapping import InProcess
@@ -176,3 +182,56 @@ def test_workers_that_open_another_model_are_refused(tmp_path):
     work = ModelAtWork(predictor=TextPredictor(), engine=InProcess(), load=lambda: other)
     with pytest.raises(ServingError, match="opens the model eeeeeeeeeeee where this process has fff"):
         write_predictions(str(tmp_path / "out.jsonl"), work, tmp_path / "in.jsonl", done="scored")
+
+
+# ---- how far it is --------------------------------------------------------------------------------------
+
+
+def totals(monkeypatch):
+    """What a bar is told to expect, in its order."""
+    told, expect = [], ProgressBar.expect
+    monkeypatch.setattr(ProgressBar, "expect", lambda bar, total: told.append(total) or expect(bar, total))
+    return told
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "json"])
+def test_how_many_rows_there_will_be_is_told_on_the_way(tmp_path, monkeypatch, form):
+    told, chance = totals(monkeypatch), random.Random(0)
+    monkeypatch.setattr(streams, "CHUNK", 256)
+    rows = [{"id": f"p{n}", "text": f"0.5 {'word ' * chance.randint(1, 40)}"} for n in range(5000)]
+    source = tmp_path / f"in.{form}"
+    if form == "csv":
+        write_csv(pa.Table.from_pylist(rows), source)
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), source)
+    else:
+        source.write_text("\n".join(map(json.dumps, rows)) if form == "jsonl" else json.dumps(rows, indent=1))
+    work = ModelAtWork(predictor=TextPredictor(), tolerance=ANY)
+    write_predictions(str(tmp_path / "out.jsonl"), work, source, done="scored")
+    assert told[-1] == LATEST["posts"].total == 5000
+    # a text is read ahead of its rows, in parts of 8 KiB; a list of several lines whole, if it is no larger
+    assert len(told) == (1 if form == "json" else 20)
+    allowed = [0] * 20 if form == "parquet" else [2000] * 5 + [300] * 15
+    assert all(abs(total - 5000) <= most for total, most in zip(told, allowed, strict=False))
+
+
+def test_of_what_is_compressed_nothing_is_expected(tmp_path, monkeypatch):
+    told = totals(monkeypatch)
+    rows = [{"id": f"p{n}", "text": "0.5"} for n in range(50)]
+    source = tmp_path / "in.jsonl.gz"
+    source.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    work = ModelAtWork(predictor=TextPredictor(), tolerance=ANY)
+    write_predictions(str(tmp_path / "out.jsonl"), work, source, done="scored")
+    assert len(records(tmp_path / "out.jsonl")) == 50
+    assert told == [50]  # at the end
+
+
+def test_what_is_left_holds_where_a_command_goes_on(tmp_path, monkeypatch):
+    write_rows(tmp_path / "in.jsonl", posts(400, bad=(1, 300, 301)))
+    monkeypatch.setattr(streams, "CHUNK", 64)
+    with pytest.raises(QuarantineError):
+        go(tmp_path, tmp_path / "out.jsonl", Tolerance(1, None))
+    told = totals(monkeypatch)
+    go(tmp_path, tmp_path / "out.jsonl", Tolerance(3, None))
+    assert all(abs(total - 400) <= 80 for total in told)
+    assert told[-1] == 400

@@ -1,0 +1,140 @@
+"""Posts of a large pool that nearly are one before them, without comparing every pair or holding the posts.
+
+Texts are compared by the share of the pieces of five characters that two have in common (Jaccard), pictures
+by the perceptual hashes of `matching`. MinHash (Broder, 1997) finds whom to compare: a signature is cut into
+bands, and only posts with an equal band are looked at.
+
+Shape legend: ``N`` posts given, ``n`` of them read at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain._util.types import IntArray
+from selftrain.data.matching import (
+    HASH_DISTANCE,
+    HashIndex,
+    ImageHash,
+    Traits,
+    hash_images,
+    normalise_text,
+    same_picture,
+    traits_of,
+)
+from selftrain.data.posts import Post
+
+NEAR = 0.8
+"""The least Jaccard similarity of two texts that are near copies."""
+_PIECE = 5  # characters
+_READ = 20_000  # characters of a text, the rest is not compared: signing them takes 5 MB
+# of pairs of texts at .8 one in a hundred has no band in common; of pairs at .4, which are compared for
+# nothing, one in nine has
+_BANDS, _ROWS = 12, 5
+# odd factors; a band's values become one number
+_MIX = np.random.default_rng(0).integers(0, 2**63, _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_HASHES = HashIndex((), HASH_DISTANCE)
+_AT_ONCE = 4096  # posts
+_REMEMBERED = 4096  # traits of posts that others are compared with
+
+Bands = npt.NDArray[np.uint64]
+
+
+def near_copies(
+    posts: Sequence[Post], *, workers: int = 0, progress: bool = False
+) -> Iterator[tuple[int, int]]:
+    """Yield the position of each post that nearly is one before it which stays, and that one's.
+
+    Two posts are near copies when their normalised texts are (`NEAR`), or neither has one, and they have as
+    many pictures, each near to its counterpart. Of the posts that share a band the first that stays is
+    compared with: twelve comparisons a post at most, so that in a crowd of posts that are half alike a copy
+    may be missed. Memory grows by some 250 bytes a post.
+
+    Args:
+        posts: N posts, read in order, and again where two are compared.
+        workers: Threads that hash pictures; 0 for none.
+        progress: Shows a bar while pictures are hashed.
+    """
+    groups = _groups(_bands_of(posts, workers, progress=progress))
+    traits = lru_cache(_REMEMBERED)(lambda place: traits_of([posts[place]])[0])
+    heads: dict[int, int] = {}  # group -> the first of its posts that stays
+    for place in np.flatnonzero((groups >= 0).any(axis=1)).tolist():
+        mine = groups[place][groups[place] >= 0].tolist()
+        before = sorted({heads[group] for group in mine if group in heads})
+        first = next((one for one in before if _alike(traits(place), traits(one))), None)
+        if first is not None:
+            yield place, first
+            continue
+        for group in mine:
+            heads.setdefault(group, place)
+
+
+def _bands_of(posts: Sequence[Post], workers: int, *, progress: bool) -> Bands:
+    """Return the bands [N, 12] of posts, zeros for those without any.
+
+    Where a post has words and pictures a band is of both: one caption is on many pictures, and one picture
+    under many captions.
+    """
+    bands = np.zeros((len(posts), _BANDS), np.uint64)
+    for start in range(0, len(posts), _AT_ONCE):
+        part = posts[start : start + _AT_ONCE]
+        shown = {place: post.images[0] for place, post in enumerate(part, start) if post.images}
+        hashes = hash_images(shown.values(), workers=workers, progress=progress)
+        for place, post in enumerate(part, start):
+            if text := normalise_text(post.text):
+                bands[place] += _text_bands(text)
+            if (path := shown.get(place)) in hashes:
+                bands[place] += _picture_bands(hashes[path]) + np.uint64(len(post.images))
+    return bands
+
+
+def _text_bands(text: str) -> Bands:
+    """Return the bands [12] of a text's signature."""
+    from datasketch import MinHash  # imports a good part of scipy
+
+    signature = MinHash(num_perm=_BANDS * _ROWS)
+    signature.update_batch([piece.encode() for piece in _pieces(text)])
+    values = signature.hashvalues.astype(np.uint64).reshape(_BANDS, _ROWS)
+    bands: Bands = (values * _MIX).sum(axis=1, dtype=np.uint64)
+    return bands
+
+
+def _picture_bands(picture: ImageHash) -> Bands:
+    """Return the bands [12] of a picture: those by which hashes within the distance are found, over again."""
+    if picture.perceptual is None:
+        found = [int.from_bytes(picture.digest[:8])]
+    else:
+        found = [bits for _, bits in _HASHES.keys(picture.perceptual)]
+    bands: Bands = (np.resize(np.array(found, np.uint64), _BANDS) + np.uint64(1)) * _MIX[0]
+    return bands
+
+
+def _pieces(text: str) -> set[str]:
+    """Return the pieces of a text that is compared."""
+    read = text[:_READ]
+    return {read[start : start + _PIECE] for start in range(max(1, len(read) - _PIECE + 1))}
+
+
+def _groups(bands: Bands) -> IntArray:
+    """Return the number of the group [N, 12] of posts that have the same band, -1 for a band of one post."""
+    groups, met = np.full(bands.shape, -1), 0
+    for band, column in enumerate(bands.T):
+        _, group, counts = np.unique(column, return_inverse=True, return_counts=True)
+        shared = (counts[group] > 1) & (column > 0)
+        groups[shared, band] = group[shared] + met
+        met += len(counts)
+    return groups
+
+
+def _alike(one: Traits, other: Traits) -> bool:
+    if len(one.images) != len(other.images) or bool(one.text) != bool(other.text):
+        return False
+    if one.text != other.text:
+        ours, theirs = _pieces(one.text), _pieces(other.text)
+        if len(ours & theirs) < NEAR * len(ours | theirs):
+            return False
+    return all(map(same_picture, one.images, other.images))

@@ -1,0 +1,140 @@
+"""Posts of a pool that nearly are others: which are found, that none is invented, and what it costs."""
+
+from __future__ import annotations
+
+import csv
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selftrain.data import near_copies as module
+from selftrain.data.matching import normalise_text
+from selftrain.data.near_copies import NEAR, near_copies
+from selftrain.data.posts import Post
+
+SENTENCE = "the garden choir sang all morning and nobody who heard it forgot which song they began with"
+WORDS = SENTENCE.split()
+
+
+def posts_of(*texts):
+    return [Post(str(number), text) for number, text in enumerate(texts)]
+
+
+def similarity(one, other):
+    """The Jaccard similarity of two normalised texts, written anew."""
+    ours, theirs = (
+        {text[start : start + 5] for start in range(max(1, len(text) - 4))} for text in (one, other)
+    )
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def kept_by_comparing_all(texts):
+    """The greedy rule, each post against every one that stays."""
+    stays, copies = [], set()
+    for place, text in enumerate(texts):
+        if text and any(similarity(text, texts[one]) >= NEAR for one in stays):
+            copies.add(place)
+        elif text:
+            stays.append(place)
+    return copies
+
+
+@pytest.fixture
+def picture(tmp_path):
+    def draw(name, seed, **options):
+        noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+        file = tmp_path / name
+        Image.fromarray(noise).resize((96, 96), Image.Resampling.BICUBIC).save(file, **options)
+        return file
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        (f"Breaking: 126 people say {SENTENCE} http://a.b/c", f"breaking 128 people say {SENTENCE}", True),
+        (f"RT @me: {SENTENCE}", f"{SENTENCE}, lol", True),
+        ("we beat them at home", "they beat us at home", False),
+        ("a short one", "a short two", False),
+        ("ab", "ab", True),
+        ("ab", "ac", False),
+        ("!!! ...", "!!! ...", False),  # nothing is left of them: nobody's copies
+        ("\u0430\u0431\u0432\u0433 " * 9, "\u0430\u0431\u0432\u0433 " * 9 + "\u0434", True),
+    ],
+)  # fmt: skip
+def test_texts(one, other, near):
+    assert list(near_copies(posts_of(one, "between", other))) == ([(2, 0)] if near else [])
+
+
+def test_a_copy_of_a_copy_is_compared_with_what_stays():
+    texts = ["garden choir " * 3 + "a" * drift for drift in (1, 8, 15, 22)]
+    assert similarity(*map(normalise_text, texts[::3])) < NEAR
+    found = dict(near_copies(posts_of(*texts)))
+    assert found
+    assert not set(found) & set(found.values())
+
+
+def test_what_is_told_holds_and_next_to_nothing_is_missed():
+    chance = random.Random(1)
+    texts = []
+    for _ in range(400):
+        words = chance.choices(WORDS, k=chance.randint(3, 30))
+        texts.append(" ".join(words))
+        for _ in range(chance.randint(0, 3)):
+            other = words.copy()
+            other[chance.randrange(len(other))] = chance.choice(WORDS)
+            texts.append(" ".join(other))
+    chance.shuffle(texts)
+    expected, found = kept_by_comparing_all(texts), dict(near_copies(posts_of(*texts)))
+    assert all(similarity(texts[one], texts[first]) >= NEAR for one, first in found.items())
+    assert len(expected) > 200
+    assert len(expected & set(found)) >= 0.97 * len(expected)
+
+
+def test_real_tweets(data_root):
+    with (data_root / "hsol" / "labeled_data.csv").open(encoding="utf-8") as file:
+        tweets = [row["tweet"] for row, _ in zip(csv.DictReader(file), range(2500), strict=False)]
+    expected = kept_by_comparing_all([normalise_text(tweet) for tweet in tweets])
+    found = {one for one, _ in near_copies(posts_of(*tweets))}
+    assert len(expected) >= 20
+    assert found == expected
+
+
+def test_pictures_decide_too(picture):
+    one, again = picture("one.png", 1), picture("again.jpg", 1, quality=70)
+    other, words = picture("other.png", 2), SENTENCE
+    posts = [
+        Post("a", words, (one,)),
+        Post("b", words, (other,)),
+        Post("c", f"{words} too", (again,)),
+        Post("d", words),
+        Post("e", words, (one, other)),
+        Post("f", words, (again, other)),
+        Post("g", "", (one,)),
+        Post("h", "?!", (again,)),
+        Post("i", "", (other,)),
+    ]
+    named = [(posts[one].id, posts[first].id) for one, first in near_copies(posts)]
+    assert named == [("c", "a"), ("f", "e"), ("h", "g")]
+
+
+def test_flat_and_unreadable_pictures(tmp_path):
+    flat, copy, broken = (tmp_path / f"{name}.png" for name in ("flat", "copy", "broken"))
+    for file in (flat, copy):
+        Image.new("RGB", (64, 64), "red").save(file)
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    broken.write_bytes(b"none")
+    files = [flat, tmp_path / "blue.png", copy, broken, broken]
+    assert list(near_copies([Post(str(n), "", (file,)) for n, file in enumerate(files)])) == [(2, 0)]
+
+
+def test_a_crowd_that_is_half_alike_costs_twelve_comparisons_a_post(monkeypatch):
+    compared, alike = [], module._alike
+    monkeypatch.setattr(module, "_alike", lambda one, other: compared.append(1) or alike(one, other))
+    chance = random.Random(0)
+    crowd = [" ".join(chance.choices(WORDS, k=40)) + " buy now at our shop" * 6 for _ in range(400)]
+    list(near_copies(posts_of(*crowd)))
+    assert 400 < len(compared) <= 12 * 400
