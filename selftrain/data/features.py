@@ -26,7 +26,7 @@ from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys, key_heads
 from selftrain.engine.mapping import Engine, InProcess, Place, Rescue, StageRun, placed, placed_rescue
-from selftrain.errors import EngineError
+from selftrain.errors import EngineError, TrainingError
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
 _IMAGES_PER_WRITE = 4
@@ -138,6 +138,7 @@ def extract_features(
     Raises:
         CacheError: the cache is of another backbone, damaged, or the disk is full.
         EngineError: The pool cannot be had; what was computed is stored.
+        TrainingError: The backbone's device is out of memory.
     """
     fingerprint = backbone.fingerprint()
     store = FeatureStore(Path(cache_root) / f"{fingerprint[:16]}-{FORMAT}", fingerprint, backbone.layout)
@@ -255,7 +256,20 @@ def _encoding(
             f"a worker has the backbone {backbone.fingerprint()[:12]}, this process {fingerprint[:12]}: its"
             " weights, libraries or kind of device differ. Give every node the same versions and devices"
         )
-    return partial(backbone.encode, batch_size=batch_size, workers=workers)
+    return partial(encode, backbone, batch_size=batch_size, workers=workers)
+
+
+def encode(backbone: Backbone, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
+    """Compute feature rows [B, D]; TrainingError: the device is out of memory."""
+    import torch
+
+    try:
+        return backbone.encode(posts, batch_size=batch_size, workers=workers)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory over {len(posts)} posts: free some of it (a vLLM server beside"
+            " takes nine tenths of a GPU unless it is told otherwise), or choose another device"
+        ) from error
 
 
 def _parts(posts: Sequence[Encodable], missing: IntArray, batch_size: int) -> Iterator[IntArray]:

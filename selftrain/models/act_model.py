@@ -23,11 +23,11 @@ import numpy as np
 from backbones import load_backbone
 from backbones.base import Backbone, Encodable
 from selftrain._util.types import Float32Array, IntArray
+from selftrain.data.features import encode
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models import predictor
 from selftrain.models.head import CLASSES_FORMAT, HeadClassifier, load_head
-from selftrain.models.run_predictor import encode
 from selftrain.store import checksums
 from selftrain.store.scores import FILE as SCORES
 from selftrain.store.scores import Scored, write_scores

@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from backbones.base import Backbone, Encodable, Encoded
 from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array
 from selftrain.config import Recipe, stored_recipe
-from selftrain.data.features import extract_features
+from selftrain.data.features import encode, extract_features
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
-from selftrain.errors import TrainingError
 from selftrain.models import finetune_network, predictor
 from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.finetune_network import Network, load_finetuned
@@ -164,13 +162,3 @@ class RunPredictor:
         return predictor.from_probs(
             posts, self.classes, probabilities(logits), decide(logits, self.cut), reasons
         )
-
-
-def encode(backbone: Backbone, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
-    """Compute feature rows [B, D]; TrainingError: the device is out of memory."""
-    try:
-        return backbone.encode(posts, batch_size=batch_size, workers=workers)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the device ran out of memory over {len(posts)} posts: free some of it, or choose another device"
-        ) from error

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from backbones.base import Encoded, EncodeFailure, FeatureLayout
 from selftrain.data.feature_store import FORMAT, FeatureStore
 from selftrain.data.features import extract_features
-from selftrain.errors import CacheError
+from selftrain.errors import CacheError, TrainingError
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -273,6 +274,23 @@ backbone = FakeBackbone()
 assert (extract_features(posts, backbone, root).rows(np.arange(40)) == expected(posts)).all()
 assert backbone.encoded == []
 """
+
+
+def test_a_device_without_memory_is_said_so_and_what_was_encoded_is_kept(tmp_path):
+    class Full(FakeBackbone):
+        def encode(self, posts, **options):
+            if len(self.encoded) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().encode(posts, **options)
+
+    full, posts = Full(), some_posts(96)
+    with pytest.raises(TrainingError, match=r"out of memory over 32 posts: .*a vLLM server beside"):
+        extract_features(posts, full, tmp_path, batch_size=1)
+    again = FakeBackbone()
+    np.testing.assert_array_equal(
+        extract_features(posts, again, tmp_path).rows(np.arange(96)), expected(posts)
+    )
+    assert [len(part) for part in again.encoded] == [32]
 
 
 def test_a_full_disk_says_what_to_free_and_leaves_the_cache_readable(tmp_path):
