@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import socket
 import traceback
 from collections import Counter, deque
@@ -43,6 +44,7 @@ _DIED = f"{_TRIES} workers died of it alone: of too little memory, as a rule"
 _WHOLE = -1
 _Work = tuple[int, int]
 """A block's place, and that of an item in it, or `_WHOLE`."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
 
 
@@ -165,9 +167,16 @@ def _told(mapped: Any, watch: _Watch) -> Generator[Any]:  # noqa: ANN401 -- of R
                 yield made
     except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
         raise EngineError(
-            f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
-            " have room (memory, GPU) for the model and a block of posts"
+            f"Ray gave up: {_words(error)}. What was finished is kept; the same command goes on, where"
+            " workers have room (memory, GPU) for the model and a block of posts"
         ) from error
+
+
+def _words(error: Exception) -> str:
+    """Return what an error of Ray's says first, without the tracebacks of all processes on the way."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
+    told = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (told or lines or [type(error).__name__])[0].rstrip(".")
 
 
 def _knock(address: str) -> None:
@@ -250,7 +259,9 @@ def _new_watch() -> _Watch:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return _Watch(ray.remote(num_cpus=0, scheduling_strategy=here)(_Notes).remote())
+    # killed, it begins anew and knows nothing: at worst a block is tried more often, or begun in vain
+    always = {"max_restarts": -1, "max_task_retries": -1}
+    return _Watch(ray.remote(num_cpus=0, scheduling_strategy=here, **always)(_Notes).remote())
 
 
 def _datasource(source: Source[Block], watch: _Watch) -> Any:  # noqa: ANN401 -- of Ray's type

@@ -128,12 +128,22 @@ def written(sink):
     return sink.exists() and sink.stat().st_size > 20_000
 
 
-def test_a_worker_that_is_killed_changes_nothing(cluster, source, expected, tmp_path):
+def note_takers(cluster):
+    """Processes through which readers, workers and command speak."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+    begun = [one for pid in raylets for one in psutil.Process(pid).children()]
+    return [one.pid for one in begun if one.cmdline()[:1] == ["ray::_Notes"]]
+
+
+@pytest.mark.parametrize("with_notes", [False, True], ids=["workers", "workers and what they note"])
+def test_a_worker_that_is_killed_changes_nothing(cluster, source, expected, tmp_path, with_notes):
     sink = tmp_path / "sink.jsonl"
 
     def kill_both():
-        for one in notes(tmp_path):
-            os.kill(one["pid"], signal.SIGKILL)
+        victims = note_takers(cluster) if with_notes else []
+        assert len(victims) == with_notes
+        for pid in [*victims, *(one["pid"] for one in notes(tmp_path))]:
+            os.kill(pid, signal.SIGKILL)
 
     thread = meanwhile(lambda: written(sink) and len(notes(tmp_path)) == 2, kill_both)
     tally = go(source, sink, OnRay(cluster.address), seconds=0.3, gather=2, commit_seconds=0.0)

@@ -28,6 +28,7 @@ SEEDS = 30
 HEAD = ("held", "held, given again", "failed", "ended before")
 COUNTS: Counter[tuple[str, str]] = Counter()
 SECONDS = 300
+IDLE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 FILTER = """
 import sys
 from pathlib import Path
@@ -104,7 +105,10 @@ def ended(process):
 
 
 def strike(victim, chance, process, cluster):  # noqa: F811
-    """Kill it; of the workers any that is busy, Ray's own among them."""
+    """Kill it; of the workers any that is busy, Ray's own among them.
+
+    But for a raylet's agents: it ends with them, and where it is the command's own node, so does that.
+    """
     if victim == "the command":
         process.kill()
     elif victim == "a node":
@@ -114,8 +118,9 @@ def strike(victim, chance, process, cluster):  # noqa: F811
         raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
         begun = [one for one in psutil.process_iter(["ppid", "cmdline"]) if one.info["ppid"] in raylets]
         names = {one.pid: (one.info["cmdline"] or [""])[0] for one in begun}
-        busy = sorted(pid for pid, name in names.items() if "ray::" in name and name != "ray::IDLE")
-        os.kill(chance.choice(busy or sorted(names)), signal.SIGKILL)
+        busy = sorted(pid for pid, name in names.items() if "ray::" in name and name not in IDLE)
+        if busy:
+            os.kill(chance.choice(busy), signal.SIGKILL)
 
 
 def play(seed, job, victim, start, whole, cluster, out):  # noqa: F811, PLR0917 -- fixtures

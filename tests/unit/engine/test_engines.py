@@ -199,3 +199,27 @@ def test_an_address_where_no_cluster_answers_is_said(monkeypatch):
         with pytest.raises(EngineError, match=told), OnRay(address).map(iter, list):
             pass
     assert not asked  # Ray itself would try for more than a minute
+
+
+RAYS_WORDS = """\x1b[36mray::MapWorker(MapBatches(_Worker)).submit()\x1b[39m (pid=10775, ip=192.0.2.2)
+  File "/x/selftrain/engine/on_ray.py", line 244, in _ask
+    return ray.get(method.remote(*words))
+ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
+\tclass_name: _Notes
+
+The above exception was the direct cause of the following exception:
+
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (RAYS_WORDS, "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task"),
+        ("no progress for 20 seconds.\nSee the log", "no progress for 20 seconds"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_of_what_ray_says_one_line_is_told(said, told):
+    assert on_ray._words(RuntimeError(said)) == told
