@@ -17,6 +17,9 @@ settings.load_profile("untimed")
 
 CHECKOUT = Path(__file__).parents[1]
 
+# Ray's workers give way to every other process by default: beside other tests they would wait for minutes
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # A shell starts what it puts into the background with Ctrl-C ignored, nohup with SIGHUP ignored; every child
 # inherits that, and a test that interrupts one would wait for ever.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

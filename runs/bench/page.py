@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import NamedTuple
 
-from runs.bench import cost, frontier
+from runs.bench import cost, frontier, scale
 from runs.bench.act_tables import means_of_ways
 from runs.bench.judges import values_of
 from runs.bench.loop_study import WHOLE
@@ -391,6 +391,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
 }
 """Name -> the file of its figures, and its lines."""
 OF_SCALE: Mapping[str, tuple[str, Lines]] = {
+    "on a cluster": ("scale", scale.costs),
     "cost": ("cost", cost.wholes),
     "cost of very many": ("cost", lambda found: chain(cost.hours(found, MANY), [""], cost.floors(MANY))),
 }

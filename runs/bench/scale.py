@@ -1,8 +1,9 @@
 """`python -m runs.bench scale`: what a Ray cluster of this machine costs and brings, beside one process.
 
-Posts of drawn words go through `selftrain predict`'s own code. Overhead and memory are measured with a model
-that costs nothing, what more workers bring with the default text encoder, a thread each. Every figure is of a
-process of its own, whose cluster begins and ends with it. All outputs must be the same bytes.
+Tweets of HSOL with words of others behind them (without --data, drawn words) go through `selftrain predict`'s
+own code. Overhead and memory are measured with a model that costs nothing, what more workers bring with the
+default text encoder, a thread each. Every figure is of a process of its own, whose cluster begins and ends
+with it. All outputs must be the same bytes.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
 
+from runs.bench.agents_data import drawn_posts
 from runs.bench.study import Figure, Figures
 from selftrain.cli.printing import write_predictions
 from selftrain.data.posts import Post
@@ -37,9 +40,16 @@ from selftrain.models.predictor import Prediction, ValidationScores
 from selftrain.serving.streams import CHUNK, ModelAtWork
 
 WORDS = "free prize claim now meeting notes garden choir sunday market lovely awful rain office"
-MODELS = ("nothing", "encoder")
-METHODS = {"in process": 0, "1 worker": 1, "2 workers": 2}
-"""Name -> workers of the cluster; 0: none."""
+MODELS = {"nothing": "one that costs nothing", "encoder": "the default text encoder"}
+METRICS = {
+    "seconds": "seconds in all, the cluster's start included",
+    "cpu_seconds": "seconds of a core",
+    "posts_per_second": "posts a second once all workers are at work",
+    "driver_mb": "MB of the command",
+    "worker_mb": "MB of a worker",
+}
+METHODS = {"in process": 0, "1 worker": 1, "2 workers": 2, "4 workers": 4}
+"""Name -> workers of the cluster, with half a core each where there are too few; 0: none."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -48,8 +58,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--n", default="10000,100000,1000000", help="posts through a model that costs nothing"
     )
-    parser.add_argument("--encoded", default="5120", help="posts through the encoder; 0: none")
+    parser.add_argument("--encoded", default="10240", help="posts through the encoder; 0: none")
     parser.add_argument("--methods", default=",".join(METHODS), help="by commas (default: all)")
+    parser.add_argument("--data", type=Path, help="folder with hsol/labeled_data.csv")
     parser.add_argument("--repeats", type=int, default=3, help="of each, but of a million (default: 3)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
@@ -61,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     asked += [("encoder", int(n)) for n in args.encoded.split(",") if int(n)]
     for model, n in asked:
         with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
-            manifest = write_posts(Path(folder) / "posts.jsonl", n)
+            manifest = write_posts(Path(folder) / "posts.jsonl", n, args.data)
             outputs = set[bytes]()
             for seed in range(args.repeats if n < 1_000_000 else 1):
                 for method in args.methods.split(","):
@@ -80,12 +91,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_posts(file: Path, n: int) -> Path:
-    """Write a manifest of `n` posts of eight to thirty drawn words."""
+def write_posts(file: Path, n: int, data: Path | None = None) -> Path:
+    """Write `n` posts: tweets, each with words of another one, or eight to thirty drawn words."""
     draw, words = random.Random(0), WORDS.split()
+    tweets = [post.text for post in drawn_posts("hsol", data, 20_000, 0)[1]] if data else []
     with file.open("w", encoding="utf-8") as lines:
         for number in range(n):
-            text = " ".join(draw.choices(words, k=draw.randint(8, 30)))
+            if tweets:
+                other = draw.choice(tweets).split()
+                text = " ".join([draw.choice(tweets), *draw.sample(other, min(3, len(other)))])
+            else:
+                text = " ".join(draw.choices(words, k=draw.randint(8, 30)))
             lines.write(json.dumps({"id": f"p{number}", "text": text}) + "\n")
     return file
 
@@ -182,7 +198,8 @@ class Watch(threading.Thread):
 def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, float]:
     """Return seconds, posts a second once all workers are at work, and peak memory in megabytes."""
     made: Callable[[], Simulated] = Simulated if model == "nothing" else TextEncoder
-    engine = Timed(OnRay(LOCAL, workers) if workers else InProcess())
+    cores = min(1.0, (os.cpu_count() or 1) / max(workers, 1))
+    engine = Timed(OnRay(LOCAL, workers, cores) if workers else InProcess())
     watch = Watch()
     watch.start()
     began = time.perf_counter()
@@ -202,6 +219,24 @@ def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, fl
         posts = (len(engine.times) - first) * CHUNK
         found["posts_per_second"] = round(posts / (engine.times[-1] - engine.times[first - 1]), 1)
     return found | ({"worker_mb": round(watch.peak / 1e6, 1)} if workers else {})
+
+
+# ---- the page -------------------------------------------------------------------------------------------
+
+
+def costs(figures: Figures) -> Iterator[str]:
+    """Yield a table: medians of the repeats, in process and by workers."""
+    yield f"| posts, model | | {' | '.join(METHODS)} |"
+    yield "|---" * (len(METHODS) + 2) + "|"
+    for model, told in MODELS.items():
+        for n in sorted({f.n for f in figures.figures if f.dataset == model}):
+            label = f"{n:,}, {told}"
+            for metric, unit in METRICS.items():
+                found = [figures.values(one, n, metric, dataset=model) for one in METHODS]
+                if any(found) and (metric != "posts_per_second" or model == "encoder"):
+                    cells = [f"{median(one.values()):,.0f}" if one else "" for one in found]
+                    yield f"| {label} | {unit} | {' | '.join(cells)} |"
+                    label = ""
 
 
 if __name__ == "__main__":
