@@ -52,7 +52,7 @@ def near_copies(
     Two posts are near copies when their normalised texts are (`NEAR`), or neither has one, and they have as
     many pictures, each near to its counterpart. Of the posts that share a band the first that stays is
     compared with: twelve comparisons a post at most, so that in a crowd of posts that are half alike a copy
-    may be missed. Memory grows by some 250 bytes a post.
+    may be missed. Memory grows by some 300 bytes a post.
 
     Args:
         posts: N posts, read in order, and again where two are compared.
