@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runs.bench import __main__ as bench
-from runs.bench import serve
+from runs.bench import bare, serve
 from runs.bench.serve import Waits
 from runs.bench.study import Figures
 
@@ -63,3 +63,47 @@ def test_nothing_is_prepared_where_all_is_there(served, tmp_path, monkeypatch):
     monkeypatch.setattr(serve, "bodies_of_a_run", lambda folder: pytest.fail("a model was trained"))
     assert bench.main(given) == 0
     assert served["measured"] == 1
+
+
+# ---- beside what does the same -------------------------------------------------------------------------
+
+
+def stand_in(calls, name):
+    def measure(folder, n, repeat, *_):
+        calls.append((name, n, repeat))
+        return {"time ratio": 1.0 + repeat}
+
+    return measure
+
+
+def test_the_bare_parts_are_measured_by_size_once_each(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(bare, "looped", stand_in(calls, "loop"))
+    monkeypatch.setattr(bare, "reported", stand_in(calls, "report"))
+    monkeypatch.setattr(bare, "chromium", lambda given: "browser")
+    file = tmp_path / "bare.jsonl"
+    given = ["bare", "--pools", "20,30", "--verdicts", "5", "--json", str(file)]
+    assert bench.main([*given, "--parts", "loop", "--repeats", "1"]) == 0
+    warm = ("loop", bare.WARM, 0)
+    assert calls == [warm, ("loop", 20, 0), ("loop", 30, 0)]
+    calls.clear()
+    assert bench.main([*given, "--parts", "loop,report", "--repeats", "2"]) == 0
+    wanted = [("report", 5, 0), ("loop", 20, 1), ("loop", 30, 1), ("report", 5, 1)]
+    assert calls == [("report", bare.WARM, 0), warm, *wanted]
+    calls.clear()
+    assert bench.main([*given, "--parts", "loop,report", "--repeats", "2"]) == 0
+    assert calls == []
+    assert Figures(file).values("loop", 30, "time ratio") == {0: 1.0, 1: 2.0}
+
+
+def test_a_part_that_is_not_there_is_named(capsys):
+    assert bench.main(["bare", "--parts", "loop,loops"]) == 2
+    assert (
+        "no part is called ['loops']: expected some of serve, filter, loop, report" in capsys.readouterr().err
+    )
+
+
+def test_without_a_browser_nothing_else_is_measured_first(monkeypatch, capsys):
+    monkeypatch.setattr(bare, "looped", lambda *_: pytest.fail("the loop was measured"))
+    assert bench.main(["bare", "--parts", "loop,report", "--chromium", "/nowhere/chromium"]) == 2
+    assert "no browser '/nowhere/chromium' on the path" in capsys.readouterr().err
