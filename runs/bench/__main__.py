@@ -78,8 +78,8 @@ STUDIES = {
         "--seconds 3 --repeats 1",
     ),
     "bare": Study(
-        "what the server and the filter cost beside the bare model that they ask",
-        "--seconds 2 --posts 100 --repeats 1",
+        "what server, filter, loop and report cost beside something that does the same and no more",
+        "--seconds 2 --posts 100 --pools 300 --verdicts 200 --repeats 1",
     ),
     "soak": Study(
         "what hours of requests and rounds leave in memory, open files and on disk",

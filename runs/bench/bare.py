@@ -1,10 +1,14 @@
-"""`python -m runs.bench bare`: what our server and our filter cost beside the bare model that they ask.
+"""`python -m runs.bench bare`: what our parts cost beside something that does the same and no more.
 
 serve   `selftrain serve` of an exported classifier, and the same file in a bare onnxruntime session behind
         uvicorn, which checks nothing (`runs.bench.bare_server`): posts a second of sixteen clients, a
         connection for each post
 filter  `selftrain filter` of a file of texts, and a loop that reads its lines, asks the same model and writes
         what passes: posts a second
+loop    the rounds of a run, features there, and scikit-learn's SelfTrainingClassifier on the same rows
+        (`runs.bench.bare_loop`): seconds of the processor
+report  a run's page, and pandas' `DataFrame.to_html` of the same verdicts (`runs.bench.bare_report`): seconds
+        of the processor to write, and on the clock to open in a headless Chromium
 
 Both take turns in one run. Posts are drawn, and have words alone. Servers have half of the cores, clients the
 others.
@@ -23,14 +27,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from runs.bench.bare_loop import looped
+from runs.bench.bare_report import reported
+from runs.bench.report import chromium
 from runs.bench.serve import ask, halves, serve_command, serving, train_on_drawn
 from runs.bench.study import Figure, Figures
 from selftrain.data.posts import Post
+from selftrain.errors import DataError
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
 from selftrain.serving.streams import ModelAtWork, filter_posts
 
 STUDY = "bare"
+PARTS = ("serve", "filter", "loop", "report")
+WARM = 200
+"""Posts that the loop and the report are tried on first: what is imported is not measured."""
 CLIENTS = 16
 THRESHOLD = 0.5
 TEXT_LIMIT = 20_000
@@ -41,8 +52,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         STUDY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of these, by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each server (default: 15)")
     parser.add_argument("--posts", type=int, default=1000, help="posts to filter (default: 1000)")
+    parser.add_argument("--pools", default="2000,20000", help="posts of the loop's pool, by commas")
+    parser.add_argument("--verdicts", default="1000,10000", help="verdicts of the report, by commas")
+    parser.add_argument("--chromium", help="the browser (default: the chromium on the path)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of both (default: 3)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
@@ -51,31 +66,60 @@ def run(args: argparse.Namespace) -> int:
     """Measure the pairs that --json does not hold yet, and print all.
 
     Raises:
-        DataError: A server does not start.
+        DataError: No part is called so, or a server does not start.
+        SelftrainError: A report is to be opened, and there is no Chromium, or no Playwright to drive it.
     """
     figures = Figures(args.json)
     todo = [
-        (part, repeat)
+        (part, n, repeat)
         for repeat in range(args.repeats)
-        for part in ("serve", "filter")
-        if not figures.has(STUDY, part, args.posts, repeat)
+        for part, n in _sizes(args)
+        if not figures.has(STUDY, part, n, repeat)
     ]
-    if todo:
-        with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
-            folder, model = Path(name), Path(name) / "model.onnx"
-            posts = [row for row in train_on_drawn(folder) if row["text"]]
-            export_onnx(folder / "run", model)
-            for part, repeat in todo:
-                ours, bare = (
-                    _served(model, posts, args.seconds)
-                    if part == "serve"
-                    else _filtered(folder, model, posts, args.posts, repeat)
-                )
-                found = {"posts_per_second": ours, "posts_per_second, bare": bare, "ratio": ours / bare}
-                print(f"{part} {repeat}: " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
-                figures.add([Figure(STUDY, "drawn", part, args.posts, repeat, *one) for one in found.items()])
+    with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
+        measures = _measures(args, Path(name), {part for part, *_ in todo})
+        for part, n, repeat in todo:
+            found = measures[part](n, repeat)
+            print(f"{part} {n} {repeat}: " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
+            figures.add([Figure(STUDY, "drawn", part, n, repeat, *one) for one in found.items()])
     print("\n".join(figures.table()))
     return 0
+
+
+def _sizes(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Return each part that is asked for, with each of its sizes."""
+    pools, verdicts = (list(map(int, text.split(","))) for text in (args.pools, args.verdicts))
+    sizes = {"serve": [args.posts], "filter": [args.posts], "loop": pools, "report": verdicts}
+    if unknown := sorted(set(args.parts.split(",")) - set(sizes)):
+        raise DataError(f"no part is called {unknown}: expected some of {', '.join(sizes)}")
+    return [(part, n) for part in args.parts.split(",") for n in sizes[part]]
+
+
+Measure = Callable[[int, int], dict[str, float]]
+"""(size, repeat) -> metric -> value."""
+
+
+def _measures(args: argparse.Namespace, folder: Path, parts: set[str]) -> dict[str, Measure]:
+    """Return how each of some parts is measured; what they need is there then."""
+    found: dict[str, Measure] = {}
+    if "report" in parts:
+        browser = chromium(args.chromium)  # where there is none, nothing else is measured first
+        reported(folder, WARM, 0, browser)
+        found["report"] = lambda n, repeat: reported(folder, n, repeat, browser)
+    if "loop" in parts:
+        looped(folder, WARM, 0)
+        found["loop"] = lambda n, repeat: looped(folder, n, repeat)
+    if parts & {"serve", "filter"}:
+        model = folder / "model.onnx"
+        posts = [row for row in train_on_drawn(folder) if row["text"]]
+        export_onnx(folder / "run", model)
+        found["serve"] = lambda n, repeat: _rates(*_served(model, posts, args.seconds))
+        found["filter"] = lambda n, repeat: _rates(*_filtered(folder, model, posts, n, repeat))
+    return found
+
+
+def _rates(ours: float, bare: float) -> dict[str, float]:
+    return {"posts_per_second": ours, "posts_per_second, bare": bare, "ratio": ours / bare}
 
 
 # ---- served --------------------------------------------------------------------------------------------

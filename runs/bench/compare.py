@@ -22,7 +22,9 @@ from selftrain.errors import DataError
 COMMITTED = Path(__file__).parents[2] / "docs" / "benchmarks"
 WORSE = 0.1
 SPREAD = re.compile(r"(.*\b|.*_)sd\b")
-BETTER_LOW = re.compile(r"time ratio|.*_mb\b|grown_mb_|elements$|generations_per_|.* over after a tenth$")
+BETTER_LOW = re.compile(
+    r"(time|size) ratio|.*_mb\b|grown_mb_|elements$|generations_per_|.* over after a tenth$"
+)
 BETTER_HIGH = re.compile(r"ratio\b|throughput ratio|cached_share$|posts_per_second over ")
 SLOWER_HIGH = re.compile(r".*seconds|p50$|p99$|health$")
 SLOWER_LOW = re.compile(r".*_per_second$")

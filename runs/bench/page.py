@@ -337,6 +337,34 @@ BARE = {
 }
 
 
+BARE_LOOP = {
+    "seconds of a core, agents that answer at once": "cpu_seconds",
+    "the same, scikit-learn's SelfTrainingClassifier": "cpu_seconds, bare",
+    "ratio": "time ratio",
+    "ratio with offline agents": "time ratio, offline agents",
+    "the same without what these agents take": "time ratio, offline agents left out",
+}
+BARE_REPORT = {
+    "seconds of a core to write it": "write_cpu_seconds",
+    "the same, pandas' `DataFrame.to_html`": "write_cpu_seconds, bare",
+    "ratio": "time ratio, written",
+    "seconds until a browser shows it": "open_seconds",
+    "the same, pandas' table": "open_seconds, bare",
+    "ratio of these": "time ratio, opened",
+    "size of the file, MB": "page_mb",
+    "ratio to pandas' table": "size ratio",
+}
+
+
+def _beside(method: str, of: str, rows: Mapping[str, str], figures: Figures) -> Iterator[str]:
+    """Yield the median, lowest and highest of what was measured of a method, a column a size."""
+    sizes = sorted({f.n for f in figures.figures if f.method == method})
+    yield from _head("", [f"{n:,} {of}" for n in sizes])
+    for label, metric in rows.items():
+        drawn = [_measured(figures, method, metric, n) for n in sizes]
+        yield _line(label, [f"{median(one):.3g} [{min(one):.3g}, {max(one):.3g}]" for one in drawn])
+
+
 def _features(figures: Figures) -> Iterator[str]:
     yield from _single(figures, {
         "texts a second": ("ours", "texts_per_second"),
@@ -386,6 +414,8 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "agent forms": ("agents", _forms),
     "serve": ("serve", lambda figures: _single(figures, SERVE)),
     "bare": ("bare", lambda figures: _single(figures, BARE, median)),
+    "bare loop": ("bare", partial(_beside, "loop", "posts in the pool", BARE_LOOP)),
+    "bare report": ("bare", partial(_beside, "report", "verdicts", BARE_REPORT)),
     "features": ("features", _features),
     "pools": ("pools", _pools),
 }

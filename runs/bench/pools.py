@@ -79,14 +79,19 @@ def run(args: argparse.Namespace) -> int:
 
 def write(folder: Path, size: int) -> None:
     """Write recipe, task, and a manifest of `size` posts beside the labelled ones."""
-    draw = random.Random(0)
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    write_posts(folder, size, labelled=LABELLED)
+
+
+def write_posts(folder: Path, size: int, *, labelled: int) -> None:
+    """Write task, and a manifest of `size` posts beside so many that have a label."""
+    draw = random.Random(0)
     (folder / "task.toml").write_text(TASK, encoding="utf-8")
     with (folder / "posts.jsonl").open("w", encoding="utf-8") as lines:
-        for number in range(LABELLED + size):
+        for number in range(labelled + size):
             words = draw.choices(WORDS, k=draw.randint(8, 30))
             row = {"id": f"p{number}", "text": " ".join(words)}
-            if number < LABELLED:
+            if number < labelled:
                 # an error in ten, so that there is something to learn from rounds
                 spam = (3 * sum(word in SPAM for word in words) > len(words)) != (draw.random() < 0.1)
                 row["label"] = "spam" if spam else "ham"

@@ -11,6 +11,8 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,22 @@ def measure(place: Path, verdicts: int, browser: str) -> dict[str, float]:
 
 def open_page(page: Path, browser: str) -> dict[str, float]:
     """What a browser takes to open a report, search and sort it."""
+    with empty_tab(browser) as tab:
+        values = {"open_seconds": seconds_to_open(tab, page, "#list li")}
+        values["search_seconds"] = tab.evaluate(_TIMED, ["f-search", "turnip violin", "input"])
+        values["search_again_seconds"] = tab.evaluate(_TIMED, ["f-search", "copper island", "input"])
+        values["sort_seconds"] = tab.evaluate(_TIMED, ["f-sort", "low", "change"])
+        values["elements"] = tab.evaluate("document.querySelectorAll('*').length")
+    return values
+
+
+@contextmanager
+def empty_tab(browser: str) -> Iterator[Any]:
+    """Lend a tab of a browser that is started for it.
+
+    Raises:
+        SelftrainError: Playwright is not installed.
+    """
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
@@ -107,13 +125,13 @@ def open_page(page: Path, browser: str) -> dict[str, float]:
         opened = playwright.chromium.launch(executable_path=browser, args=FLAGS)
         tab = opened.new_page()
         tab.goto("about:blank")
-        began = time.perf_counter()
-        tab.goto(page.as_uri())
-        tab.wait_for_selector("#list li")
-        values = {"open_seconds": time.perf_counter() - began}
-        values["search_seconds"] = tab.evaluate(_TIMED, ["f-search", "turnip violin", "input"])
-        values["search_again_seconds"] = tab.evaluate(_TIMED, ["f-search", "copper island", "input"])
-        values["sort_seconds"] = tab.evaluate(_TIMED, ["f-sort", "low", "change"])
-        values["elements"] = tab.evaluate("document.querySelectorAll('*').length")
+        yield tab
         opened.close()
-    return values
+
+
+def seconds_to_open(tab: Any, page: Path, drawn: str) -> float:  # noqa: ANN401 -- a page of Playwright
+    """Open a file; return the seconds until it is loaded and an element that `drawn` selects is there."""
+    began = time.perf_counter()
+    tab.goto(page.as_uri())
+    tab.wait_for_selector(drawn)
+    return time.perf_counter() - began

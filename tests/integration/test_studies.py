@@ -36,6 +36,7 @@ TYPED = {
     "probabilities": ["--data", "{data}/judgments", "--sets", "hatexplain"],
     "agents_needed": ["--data", "{data}/judgments"],
     "agents": ["--data", "{data}", "--models", "{tmp}", "--parts", "client"],
+    "bare": ["--parts", "loop,report"],
 }  # fmt: skip
 MINUTES = {
     "act": ["--data", "{data}"],
