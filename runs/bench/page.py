@@ -396,8 +396,8 @@ def first_page() -> Iterator[str]:
 
 Lines = Callable[[Figures], Iterator[str]]
 TABLES: Mapping[str, tuple[str, Lines]] = {
-    "hsol": ("hsol", lambda figures: means(figures, LOOP_ON_WORDS, LABELS)),
-    "harmeme": ("harmeme", lambda figures: means(figures, LOOP, LABELS[:1])),
+    "hsol": ("hsol", lambda figures: means(figures, LOOP_ON_WORDS, MORE_LABELS)),
+    "harmeme": ("harmeme", lambda figures: means(figures, LOOP, MORE_LABELS)),
     **{name: ("words", partial(_words, name)) for name in WORDS},
     "judges": ("judges", lambda figures: points(figures, JUDGED, JUDGES, EVERY_SIZE)),
     "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),

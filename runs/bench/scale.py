@@ -183,16 +183,20 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look, until `ended` is set."""
-        this = psutil.Process()
         while not self.ended.wait(0.5):
-            for one in (this, *this.children(recursive=True)):
-                try:
-                    times, memory = one.cpu_times(), one.memory_info()
-                    self.cpu[one.pid] = times.user + times.system
-                    if one.name().startswith("ray::"):
-                        self.peak = max(self.peak, memory.rss - memory.shared)
-                except psutil.Error:  # it is gone
-                    continue
+            self.look()
+
+    def look(self) -> None:
+        """Look at all that are there now."""
+        this = psutil.Process()
+        for one in (this, *this.children(recursive=True)):
+            try:
+                times, memory = one.cpu_times(), one.memory_info()
+                self.cpu[one.pid] = times.user + times.system
+                if one.name().startswith("ray::"):
+                    self.peak = max(self.peak, memory.rss - memory.shared)
+            except psutil.Error:  # it is gone
+                continue
 
 
 def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, float]:
@@ -209,6 +213,8 @@ def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, fl
         write_predictions(str(out), work, manifest, done="labelled")
     seconds = time.perf_counter() - began
     watch.ended.set()
+    watch.join()
+    watch.look()  # once more: a run may be over before the second look
     found = {
         "seconds": round(seconds, 3),
         "cpu_seconds": round(sum(watch.cpu.values()), 1),

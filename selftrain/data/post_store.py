@@ -274,7 +274,7 @@ def id_keys(posts: Sequence[Post]) -> IdKeys:
 
 
 class PositionOf(Mapping[str, int]):
-    """Post id -> its position, the first one; 16 bytes a post."""
+    """Post id -> its position, the first one; 16 bytes a post, and each id that was looked up."""
 
     def __init__(self, posts: Sequence[Post]) -> None:
         keys = id_keys(posts)
@@ -283,13 +283,17 @@ class PositionOf(Mapping[str, int]):
         self._keys = keys[self._order]
         again = self._keys[1:] == self._keys[:-1]
         self._shared = np.append(again, False) | np.insert(again, 0, False)  # with another post
+        self._met = dict[str, int]()  # those of posts that are judged are asked for in every round
 
     def __getitem__(self, post_id: str) -> int:
+        if post_id in self._met:
+            return self._met[post_id]
         key = np.uint64(id_key(post_id))
         place = int(self._keys.searchsorted(key))
         while place < len(self._keys) and self._keys[place] == key:
             position = int(self._order[place])
             if self._posts[position].id == post_id:
+                self._met[post_id] = position
                 return position
             place += 1
         raise KeyError(post_id)
