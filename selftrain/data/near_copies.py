@@ -31,7 +31,9 @@ from selftrain.data.posts import Post
 NEAR = 0.8
 """The least Jaccard similarity of two texts that are near copies."""
 _PIECE = 5  # characters
-_READ = 20_000  # characters of a text, the rest is not compared: signing them takes 5 MB
+_LONG = (
+    20_000  # characters; two texts of more are near copies only if they are the same: signing takes memory
+)
 # of pairs of texts at .8 one in a hundred has no band in common; of pairs at .4, which are compared for
 # nothing, one in nine has
 _BANDS, _ROWS = 12, 5
@@ -114,8 +116,8 @@ def _picture_bands(picture: ImageHash) -> Bands:
 
 
 def _pieces(text: str) -> set[str]:
-    """Return the pieces of a text that is compared."""
-    read = text[:_READ]
+    """Return the pieces of a text, of a long one those of its beginning."""
+    read = text[:_LONG]
     return {read[start : start + _PIECE] for start in range(max(1, len(read) - _PIECE + 1))}
 
 
@@ -133,8 +135,11 @@ def _groups(bands: Bands) -> IntArray:
 def _alike(one: Traits, other: Traits) -> bool:
     if len(one.images) != len(other.images) or bool(one.text) != bool(other.text):
         return False
-    if one.text != other.text:
-        ours, theirs = _pieces(one.text), _pieces(other.text)
-        if len(ours & theirs) < NEAR * len(ours | theirs):
-            return False
-    return all(map(same_picture, one.images, other.images))
+    return _near(one.text, other.text) and all(map(same_picture, one.images, other.images))
+
+
+def _near(one: str, other: str) -> bool:
+    if one == other or max(len(one), len(other)) > _LONG:
+        return one == other
+    ours, theirs = _pieces(one), _pieces(other)
+    return len(ours & theirs) >= NEAR * len(ours | theirs)

@@ -62,6 +62,9 @@ def picture(tmp_path):
         ("ab", "ab", True),
         ("ab", "ac", False),
         ("!!! ...", "!!! ...", False),  # nothing is left of them: nobody's copies
+        ("so it goes " * 3000, "so it goes " * 3000, True),
+        ("so it goes " * 3000, "so it goes " * 2999, False),  # too long to be compared piece by piece
+        ("so it goes \udc80 on and on and on", "SO IT GOES on and on and on!", True),
         ("\u0430\u0431\u0432\u0433 " * 9, "\u0430\u0431\u0432\u0433 " * 9 + "\u0434", True),
     ],
 )  # fmt: skip
