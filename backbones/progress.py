@@ -73,13 +73,16 @@ class ProgressBar:
                 yield item
                 self.update()
 
-    def expect(self, total: int) -> None:
-        """Say how many there will be, as far as is known by now."""
+    def expect(self, total: int | None) -> None:
+        """Say how many there will be, as far as is known by now; None: that is not known."""
         self._progress.total = self._bar.total = total
 
     def update(self, count: int = 1) -> None:
         """Count some more as done."""
-        self._progress.done += count
+        done, total = self._progress.done + count, self._progress.total
+        if total is not None and done > total:  # more than were expected
+            self.expect(None)
+        self._progress.done = done
         self._bar.update(count)
 
     def set_postfix(self, **shown: object) -> None:

@@ -147,11 +147,12 @@ def separate(
 
 
 def once_in_pool(
-    splits: Splits, copies: Callable[[Sequence[Post]], Iterable[tuple[int, int]]], kind: str
+    splits: Splits, copies: Callable[[Sequence[Post], int], Iterable[tuple[int, int]]], kind: str
 ) -> tuple[Splits, list[Dropped]]:
     """Drop pool posts that copy a post before them, in the pool or in another split.
 
-    `copies` returns positions, of each copy and of what it copies; `kind` names such copies.
+    `copies` gets posts of which the first so many stay, and returns positions, of each copy and of what it
+    copies; `kind` names such copies.
     """
     posts, start = in_order(splits), sum(len(splits[name]) for name in PRIORITY[:-1])
     homes = [name for name in PRIORITY[:-1] for _ in splits[name]]
@@ -163,7 +164,7 @@ def once_in_pool(
             homes[first] if first < start else PRIORITY[-1],
             kind,
         )
-        for one, first in copies(posts)
+        for one, first in copies(posts, start)
         if one >= start
     ]
     return splits.without({one.post_id for one in dropped}), dropped
@@ -175,9 +176,9 @@ def describe_copies(dropped: Sequence[Dropped]) -> str:
     told = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
     first = dropped[0]
     return (
-        f"  copies of posts in another split were taken out: {told}; the first is {first.post_id!r}, whose"
+        f"  copies of other posts were taken out: {told}; the first is {first.post_id!r}, whose"
         f" {first.kind} matches {first.kept_id!r} in {first.kept_split}. `selftrain data check` lists copies:"
-        " keep one of each, or set data.duplicates"
+        " keep one of each, or set data.duplicates and data.pool_copies"
     )
 
 

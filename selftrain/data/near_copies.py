@@ -1,16 +1,19 @@
 """Posts of a large pool that nearly are one before them, without comparing every pair or holding the posts.
 
-Texts are compared by the share of the pieces of five characters that two have in common (Jaccard), pictures
-by the perceptual hashes of `matching`. MinHash (Broder, 1997) finds whom to compare: a signature is cut into
-bands, and only posts with an equal band are looked at.
+A text is its pieces of five characters, after normalising, and its symbols; two are compared by the share of
+them that they have in common (Jaccard), pictures by the perceptual hashes of `matching`. MinHash (Broder,
+1997) finds whom to compare: a signature is cut into bands, and only posts with an equal band are looked at.
 
-Shape legend: ``N`` posts given, ``n`` of them read at once.
+Shape legend: ``N`` posts given.
 """
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +23,6 @@ from selftrain.data.matching import (
     HASH_DISTANCE,
     HashIndex,
     ImageHash,
-    Traits,
     hash_images,
     normalise_text,
     same_picture,
@@ -31,9 +33,7 @@ from selftrain.data.posts import Post
 NEAR = 0.8
 """The least Jaccard similarity of two texts that are near copies."""
 _PIECE = 5  # characters
-_LONG = (
-    20_000  # characters; two texts of more are near copies only if they are the same: signing takes memory
-)
+_LONG = 5000  # characters; two texts of which one has more are near copies only if they are the same
 # of pairs of texts at .8 one in a hundred has no band in common; of pairs at .4, which are compared for
 # nothing, one in nine has
 _BANDS, _ROWS = 12, 5
@@ -41,36 +41,46 @@ _BANDS, _ROWS = 12, 5
 _MIX = np.random.default_rng(0).integers(0, 2**63, _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _HASHES = HashIndex((), HASH_DISTANCE)
 _AT_ONCE = 4096  # posts
-_REMEMBERED = 4096  # traits of posts that others are compared with
+_REMEMBERED = 256  # posts that others are compared with
 
 Bands = npt.NDArray[np.uint64]
 
 
+class _Content(NamedTuple):
+    """What a post is compared by."""
+
+    digest: bytes  # of its normalised text and its symbols
+    pieces: frozenset[str]  # of them; none of a long text
+    images: tuple[ImageHash, ...]
+
+
 def near_copies(
-    posts: Sequence[Post], *, workers: int = 0, progress: bool = False
+    posts: Sequence[Post], stay: int = 0, *, workers: int = 0, progress: bool = False
 ) -> Iterator[tuple[int, int]]:
     """Yield the position of each post that nearly is one before it which stays, and that one's.
 
-    Two posts are near copies when their normalised texts are (`NEAR`), or neither has one, and they have as
-    many pictures, each near to its counterpart. Of the posts that share a band the first that stays is
-    compared with: twelve comparisons a post at most, so that in a crowd of posts that are half alike a copy
-    may be missed. Memory grows by some 300 bytes a post.
+    Two posts are near copies when their texts are (`NEAR`), or neither has words, and they have as many
+    pictures, each near to its counterpart. Of the posts that share a band the first that stays is compared
+    with: twelve comparisons a post at most, so that in a crowd of posts that are half alike a copy may be
+    missed. Memory grows by some 300 bytes a post.
 
     Args:
         posts: N posts, read in order, and again where two are compared.
+        stay: The first so many stay whatever they are near to.
         workers: Threads that hash pictures; 0 for none.
         progress: Shows a bar while pictures are hashed.
     """
     groups = _groups(_bands_of(posts, workers, progress=progress))
-    traits = lru_cache(_REMEMBERED)(lambda place: traits_of([posts[place]])[0])
+    content = lru_cache(_REMEMBERED)(lambda place: _content(posts[place]))
     heads: dict[int, int] = {}  # group -> the first of its posts that stays
     for place in np.flatnonzero((groups >= 0).any(axis=1)).tolist():
         mine = groups[place][groups[place] >= 0].tolist()
-        before = sorted({heads[group] for group in mine if group in heads})
-        first = next((one for one in before if _alike(traits(place), traits(one))), None)
-        if first is not None:
-            yield place, first
-            continue
+        if place >= stay:
+            before = sorted({heads[group] for group in mine if group in heads})
+            first = next((one for one in before if _alike(content(place), content(one))), None)
+            if first is not None:
+                yield place, first
+                continue
         for group in mine:
             heads.setdefault(group, place)
 
@@ -87,19 +97,19 @@ def _bands_of(posts: Sequence[Post], workers: int, *, progress: bool) -> Bands:
         shown = {place: post.images[0] for place, post in enumerate(part, start) if post.images}
         hashes = hash_images(shown.values(), workers=workers, progress=progress)
         for place, post in enumerate(part, start):
-            if text := normalise_text(post.text):
-                bands[place] += _text_bands(text)
+            if pieces := _pieces(post.text):
+                bands[place] += _text_bands(pieces)
             if (path := shown.get(place)) in hashes:
                 bands[place] += _picture_bands(hashes[path]) + np.uint64(len(post.images))
     return bands
 
 
-def _text_bands(text: str) -> Bands:
+def _text_bands(pieces: frozenset[str]) -> Bands:
     """Return the bands [12] of a text's signature."""
     from datasketch import MinHash  # imports a good part of scipy
 
     signature = MinHash(num_perm=_BANDS * _ROWS)
-    signature.update_batch([piece.encode() for piece in _pieces(text)])
+    signature.update_batch([piece.encode("utf-8", "surrogatepass") for piece in pieces])
     values = signature.hashvalues.astype(np.uint64).reshape(_BANDS, _ROWS)
     bands: Bands = (values * _MIX).sum(axis=1, dtype=np.uint64)
     return bands
@@ -115,10 +125,16 @@ def _picture_bands(picture: ImageHash) -> Bands:
     return bands
 
 
-def _pieces(text: str) -> set[str]:
-    """Return the pieces of a text, of a long one those of its beginning."""
-    read = text[:_LONG]
-    return {read[start : start + _PIECE] for start in range(max(1, len(read) - _PIECE + 1))}
+def _pieces(text: str) -> frozenset[str]:
+    """Return the pieces of a text, of a long one those of its beginning; none where there are no words."""
+    words = normalise_text(text)[:_LONG]
+    pieces = {words[start : start + _PIECE] for start in range(max(1, len(words) - _PIECE + 1))}
+    return frozenset(pieces | _symbols(text[:_LONG])) if words else frozenset()
+
+
+def _symbols(text: str) -> set[str]:
+    """Return the emoji, currencies and the like of a text: without them it may say something else."""
+    return {character for character in text if unicodedata.category(character).startswith("S")}
 
 
 def _groups(bands: Bands) -> IntArray:
@@ -132,14 +148,16 @@ def _groups(bands: Bands) -> IntArray:
     return groups
 
 
-def _alike(one: Traits, other: Traits) -> bool:
-    if len(one.images) != len(other.images) or bool(one.text) != bool(other.text):
+def _content(post: Post) -> _Content:
+    (trait,) = traits_of([post])
+    whole = "".join([trait.text, "\n", *sorted(_symbols(post.text))]).encode("utf-8", "surrogatepass")
+    pieces = frozenset[str]() if len(trait.text) > _LONG else _pieces(post.text)
+    return _Content(hashlib.sha256(whole).digest(), pieces, trait.images)
+
+
+def _alike(one: _Content, other: _Content) -> bool:
+    if len(one.images) != len(other.images):
         return False
-    return _near(one.text, other.text) and all(map(same_picture, one.images, other.images))
-
-
-def _near(one: str, other: str) -> bool:
-    if one == other or max(len(one), len(other)) > _LONG:
-        return one == other
-    ours, theirs = _pieces(one), _pieces(other)
-    return len(ours & theirs) >= NEAR * len(ours | theirs)
+    shared, both = len(one.pieces & other.pieces), len(one.pieces | other.pieces)
+    near = one.digest == other.digest or (shared > 0 and shared >= NEAR * both)
+    return near and all(map(same_picture, one.images, other.images))

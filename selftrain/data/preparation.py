@@ -169,15 +169,16 @@ def prepare_split(
 
     with _explained(hints):
         splits, dropped = _keep_apart(drawn.without(failed), recipe.data, rows_of)
-    with _explained([*hints, *([describe_copies(dropped)] if dropped else ())]):
+    with _explained([*hints, *_taken_out(dropped)]):
         splits = _draw_labels(splits, task, recipe.data, recipe.seed)
-        if recipe.data.pool_copies != "keep":
-            splits, again = once_in_pool(splits, lambda posts: rows_of(posts).copies(), "content")
-            dropped += again
-        if recipe.data.pool_copies == "drop_near":
-            near = partial(near_copies, workers=recipe.backbone.workers, progress=progress)
-            splits, again = once_in_pool(splits, near, "near content")
-            dropped += again
+    if recipe.data.pool_copies != "keep":
+        splits, again = once_in_pool(splits, lambda posts, _: rows_of(posts).copies(), "content")
+        dropped += again
+    if recipe.data.pool_copies == "drop_near":
+        near = partial(near_copies, workers=recipe.backbone.workers, progress=progress)
+        splits, again = once_in_pool(splits, near, "near content")
+        dropped += again
+    with _explained([*hints, *_taken_out(dropped)]):
         _check_sizes(splits, task, recipe)  # again: failures and copies are gone
     corpus = build_corpus(splits, task, rows_of(ordered_posts(splits)))
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
@@ -290,9 +291,10 @@ def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
     build_corpus(splits, task, None)
     k, available = recipe.selection.k, len(splits.pool)
     if recipe.selection.built_in and recipe.rounds.max and k > available:
+        advice = f"set selection.k to {available:,} at most, or add" if available else "add"
         raise SplitError(
-            f"{k:,} posts requested by selection.k, {available:,} available in the pool: set selection.k to"
-            f" {available:,} at most, or add unlabelled posts"
+            f"{k:,} posts requested by selection.k, {available:,} available in the pool: {advice} unlabelled"
+            " posts"
         )
 
 
@@ -311,6 +313,10 @@ def _enforce_failures(failed: dict[str, str], total: int, section: DataSection) 
     """Count posts whose images could not be decoded like bad rows."""
     lines = [f"  id {post_id!r}: {reason}" for post_id, reason in list(failed.items())[:20]]
     _tolerance(section).check(len(failed), total, lines, what="posts", fault="could not be encoded")
+
+
+def _taken_out(dropped: Sequence[Dropped]) -> list[str]:
+    return [describe_copies(dropped)] if dropped else []
 
 
 def _dropped_row(one: Dropped) -> Json:

@@ -51,6 +51,7 @@ MAX_COLUMNS = 100_000  # of a header
 # a compressed or Parquet file may unpack to this many times its size; the smallest are given some room
 MAX_RATIO, _ROOM, _ROWS = 100, 1 << 26, 100_000
 
+_AHEAD = 1 << 16  # bytes of a file after which what was read says how far its rows are
 _HEAD = 1 << 20  # bytes that are looked at to find out what a file is
 _MOST_NOTES = 100
 _LONG = 100  # lines of one CSV row from which on a lost quote is likelier than a long text
@@ -102,7 +103,8 @@ class Table(NamedTuple):
     columns: tuple[str, ...] | None  # of the header; None for JSON, where every row has names of its own
     rows: Iterator[RawRow]  # read as they are asked for
     notes: list[str]  # what is unusual about the file and was understood; complete once the rows are read
-    # the row read last -> how much of the file has been read, in [0, 1]; None: not known (packed, a stream)
+    # the row read last -> how much of the file has been read, in [0, 1], 0 while that says too little; None:
+    # that is not known (packed, a stream, a list of several lines)
     share: Callable[[RawRow], float] | None = None
 
 
@@ -249,19 +251,21 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
     errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
     text = io.TextIOWrapper(file, encoding, errors if encoding.startswith("utf") else None, newline)
     if header is None and not delimiter and _is_json(path, start):
-        listed, rows = start.lstrip().startswith("["), _json_rows(path, text, notes)
+        listed = start.lstrip().startswith("[")
         if _spans_lines(start):
             notes.append(LISTED if listed else "JSON objects of several lines")
-            rows = _scanned_rows(path, text, notes, listed=listed)
-        table = Table("JSON", None, _guarded(path, rows, text), notes)
+            rows = _scanned_rows(path, text, notes, listed=listed)  # read in large parts
+            return Table("JSON", None, _guarded(path, rows, text), notes)
+        table = Table("JSON", None, _guarded(path, _json_rows(path, text, notes), text), notes)
     else:
         table = _csv_table(path, text, start, header=header, delimiter=delimiter, notes=notes)
     return table if packed else table._replace(share=partial(_share, file, path.stat().st_size))
 
 
 def _share(file: IO[bytes], size: int, _row: RawRow) -> float:
-    # a file that is written to meanwhile may have grown
-    return 1.0 if file.closed else min(file.tell() / max(size, 1), 1.0)
+    place = size if file.closed else file.tell()
+    # lines are read ahead, some KiB; and a file that is written to meanwhile may have grown
+    return min(place / size, 1.0) if place > _AHEAD else 0.0
 
 
 def _check_foreign(path: Path, head: bytes, *, packed: bool) -> None:
