@@ -16,7 +16,6 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from hashlib import blake2b
 from itertools import accumulate, chain
 from pathlib import Path
@@ -212,12 +211,17 @@ class Chosen(_Posts):
     def __len__(self) -> int:
         return len(self.positions)
 
+    def __iter__(self) -> Iterator[Post]:
+        return (self._seen(self.posts[place]) for place in self.positions.tolist())
+
     def _at(self, place: int) -> Post:
-        post = self.posts[int(self.positions[place])]
-        if self.unlabelled and post.label is not None:
-            # answers to the questions would tell the label that is being hidden
-            return replace(post, label=None, process={})
-        return post
+        return self._seen(self.posts[int(self.positions[place])])
+
+    def _seen(self, post: Post) -> Post:
+        if not self.unlabelled or post.label is None:
+            return post
+        # answers would tell the label that is being hidden; `dataclasses.replace` would take longer
+        return Post(post.id, post.text, post.images, extra=post.extra, video=post.video)
 
 
 class Joined(_Posts):
