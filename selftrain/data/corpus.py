@@ -19,7 +19,7 @@ import numpy as np
 from losses.base import Group
 from selftrain._util.numeric import class_columns
 from selftrain._util.types import BoolArray, Float32Array, IntArray, LabelArray
-from selftrain.data.post_store import Chosen, Joined, PositionOf
+from selftrain.data.post_store import Chosen, Joined, PositionOf, at_hand
 from selftrain.errors import SplitError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corp
     Raises:
         SplitError: Too few labels to train or validate on.
     """
-    posts = ordered_posts(splits)
+    posts = at_hand(ordered_posts(splits))
     bounds = np.cumsum([0, len(splits.labelled), len(splits.validation), len(splits.pool), len(splits.test)])
     labelled, validation, pool, test = (
         np.arange(start, end, dtype=np.int64) for start, end in pairwise(bounds)

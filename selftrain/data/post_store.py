@@ -244,6 +244,11 @@ class Joined(_Posts):
         return post
 
 
+def at_hand(posts: Sequence[Post]) -> Sequence[Post]:
+    """Return few posts as a list, which costs less to look at than views do, and many as they are."""
+    return list(posts) if len(posts) <= _IN_MEMORY else posts
+
+
 def unlabelled(posts: Sequence[Post]) -> Sequence[Post]:
     """Return posts as the pool has them: of those that have a label neither it nor any answer is seen."""
     if isinstance(posts, Joined):
