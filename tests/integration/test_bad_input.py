@@ -300,6 +300,14 @@ def test_copies_within_the_pool_stay_unless_they_are_to_be_dropped(place):
     assert near[-1]["reason"] == "its near content matches 'again0' in pool; it was in pool"
 
 
+def test_a_pool_that_is_too_small_without_its_copies_says_so(place):
+    edit(place, lambda rows: rows.extend({"id": f"again{n}", "text": "Again: the same"} for n in range(3)))
+    with pytest.raises(SplitError, match=r"available in the pool: set selection.k to") as told:
+        go(place, "selection.k=32", "data.pool_copies=drop_near")  # of 33
+    assert "copies of other posts were taken out: 2 of pool" in str(told.value)
+    assert "data.pool_copies" in str(told.value)
+
+
 def test_with_labels_hidden_no_copy_of_a_labelled_post_is_left_in_the_pool_if_copies_are_dropped(place):
     def copy(rows):
         rows += [row | {"id": f"copy of {row['id']}"} for row in rows if row.get("label")]
