@@ -241,7 +241,7 @@ def costs(figures: Figures) -> Iterator[str]:
                 found = [figures.values(one, n, metric, dataset=model) for one in METHODS]
                 if any(found) and (metric != "posts_per_second" or model == "encoder"):
                     cells = [f"{median(one.values()):,.0f}" if one else "" for one in found]
-                    yield f"| {label} | {unit} | {' | '.join(cells)} |"
+                    yield f"| {' | '.join([label, unit, *cells])} |".replace("  ", " ")
                     label = ""
 
 
