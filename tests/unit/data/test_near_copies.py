@@ -23,25 +23,26 @@ def posts_of(*texts):
     return [Post(str(number), text) for number, text in enumerate(texts)]
 
 
-def similarity(one, other):
-    """The Jaccard similarity of two texts, written anew."""
-    ours, theirs = (
-        {words[start : start + 5] for start in range(max(1, len(words) - 4))}
-        | {one for one in text if unicodedata.category(one)[0] == "S"}
-        for text in (one, other)
-        for words in [normalise_text(text)]
-    )
+def pieces_of(text):
+    """What a text is compared by, written anew; nothing without words."""
+    words = normalise_text(text)
+    pieces = {words[start : start + 5] for start in range(max(1, len(words) - 4))}
+    return words and pieces | {one for one in text if unicodedata.category(one)[0] == "S"}
+
+
+def similarity(ours, theirs):
+    """The Jaccard similarity of two sets."""
     return len(ours & theirs) / len(ours | theirs)
 
 
 def kept_by_comparing_all(texts):
     """The greedy rule, each post against every one that stays."""
     stays, copies = [], set()
-    for place, text in enumerate(texts):
-        if normalise_text(text) and any(similarity(text, texts[one]) >= NEAR for one in stays):
+    for place, pieces in enumerate(map(pieces_of, texts)):
+        if pieces and any(similarity(pieces, one) >= NEAR for one in stays):
             copies.add(place)
-        elif normalise_text(text):
-            stays.append(place)
+        elif pieces:
+            stays.append(pieces)
     return copies
 
 
@@ -81,7 +82,7 @@ def test_texts(one, other, near):
 
 def test_a_copy_of_a_copy_is_compared_with_what_stays():
     texts = ["garden choir " * 3 + "a" * drift for drift in (1, 8, 15, 22)]
-    assert similarity(texts[0], texts[3]) < NEAR
+    assert similarity(*map(pieces_of, texts[::3])) < NEAR
     found = dict(near_copies(posts_of(*texts)))
     assert found
     assert not set(found) & set(found.values())
@@ -90,7 +91,8 @@ def test_a_copy_of_a_copy_is_compared_with_what_stays():
 def test_what_is_near_to_a_post_that_stays_is_found_whatever_that_is_near_to():
     ends = ("", " in the evenings", " in the evenings at home")
     first, second, third = (f"{SENTENCE}{end}" for end in ends)
-    assert min(similarity(first, second), similarity(second, third)) >= NEAR > similarity(first, third)
+    one, two, three = map(pieces_of, (first, second, third))
+    assert min(similarity(one, two), similarity(two, three)) >= NEAR > similarity(one, three)
     assert list(near_copies(posts_of(first, second, third))) == [(1, 0)]
     assert list(near_copies(posts_of(first, second, third), 2)) == [(2, 1)]
     assert list(near_copies(posts_of(first, second, third), 3)) == []
@@ -108,7 +110,8 @@ def test_what_is_told_holds_and_next_to_nothing_is_missed():
             texts.append(" ".join(other))
     chance.shuffle(texts)
     expected, found = kept_by_comparing_all(texts), dict(near_copies(posts_of(*texts)))
-    assert all(similarity(texts[one], texts[first]) >= NEAR for one, first in found.items())
+    pieces = list(map(pieces_of, texts))
+    assert all(similarity(pieces[one], pieces[first]) >= NEAR for one, first in found.items())
     assert len(expected) > 200
     assert len(expected & set(found)) >= 0.97 * len(expected)
 
