@@ -168,7 +168,7 @@ def pour(
                     if time.monotonic() - committed >= commit_seconds:
                         target.commit(tally)
                         committed = time.monotonic()
-                if done.share and done.share < 1:  # 1: of a small file, which is read at once
+                if done.share and done.share < 1:  # 1: the rest has been read ahead
                     bar.expect(round(tally.rows / done.share))
                 bar.update(done.rows)
                 for note in done.notes:
