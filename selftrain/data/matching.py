@@ -268,7 +268,7 @@ class Reference:
         if ours.text and theirs.text and not same_text:
             return False
         if ours.images and theirs.images:
-            return same_pictures(ours.images, theirs.images, self._distance)
+            return _same_pictures(ours.images, theirs.images, self._distance)
         return same_text
 
     def _near(self, trait: Traits) -> list[int]:
@@ -276,7 +276,7 @@ class Reference:
         return [other for one in hashes for found in self._index.near(one) for other in self._hashes[found]]
 
 
-def same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
+def _same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
     """Tell whether each image of the smaller album matches one of the larger."""
     few, many = sorted((ours, theirs), key=len)
     return all(any(same_picture(one, other, distance) for other in many) for one in few)

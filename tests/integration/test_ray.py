@@ -128,11 +128,11 @@ def written(sink):
     return sink.exists() and sink.stat().st_size > 20_000
 
 
-def note_takers(cluster):
-    """Processes through which readers, workers and command speak."""
-    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
-    begun = [one for pid in raylets for one in psutil.Process(pid).children()]
-    return [one.pid for one in begun if one.cmdline()[:1] == ["ray::_Notes"]]
+def begun_by_raylets(cluster):
+    """Process -> its name."""
+    raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
+    begun = [one for one in psutil.process_iter(["ppid", "cmdline"]) if one.info["ppid"] in raylets]
+    return {one.pid: (one.info["cmdline"] or [""])[0] for one in begun}
 
 
 @pytest.mark.parametrize("with_notes", [False, True], ids=["workers", "workers and what they note"])
@@ -140,7 +140,8 @@ def test_a_worker_that_is_killed_changes_nothing(cluster, source, expected, tmp_
     sink = tmp_path / "sink.jsonl"
 
     def kill_both():
-        victims = note_takers(cluster) if with_notes else []
+        names = begun_by_raylets(cluster) if with_notes else {}
+        victims = [pid for pid, name in names.items() if name == "ray::_Notes"]
         assert len(victims) == with_notes
         for pid in [*victims, *(one["pid"] for one in notes(tmp_path))]:
             os.kill(pid, signal.SIGKILL)

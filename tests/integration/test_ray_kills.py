@@ -14,11 +14,10 @@ import time
 from collections import Counter
 from subprocess import DEVNULL
 
-import psutil
 import pytest
 from page_tables import write_table
 from processes import Process
-from test_ray import HERE, SMALL_NODE, bytes_of, cluster, source  # noqa: F401 -- fixtures
+from test_ray import HERE, SMALL_NODE, begun_by_raylets, bytes_of, cluster, source  # noqa: F401 -- fixtures
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -28,7 +27,7 @@ SEEDS = 30
 HEAD = ("held", "held, given again", "failed", "ended before")
 COUNTS: Counter[tuple[str, str]] = Counter()
 SECONDS = 300
-IDLE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 FILTER = """
 import sys
 from pathlib import Path
@@ -105,7 +104,7 @@ def ended(process):
 
 
 def strike(victim, chance, process, cluster):  # noqa: F811
-    """Kill it; of the workers any that is busy, Ray's own among them.
+    """Kill it, and tell whether there was one; of the workers any that is busy, Ray's own among them.
 
     But for a raylet's agents: it ends with them, and where it is the command's own node, so does that.
     """
@@ -115,12 +114,20 @@ def strike(victim, chance, process, cluster):  # noqa: F811
         cluster.remove_node(cluster.other, allow_graceful=False)
         cluster.other = None
     else:
-        raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
-        begun = [one for one in psutil.process_iter(["ppid", "cmdline"]) if one.info["ppid"] in raylets]
-        names = {one.pid: (one.info["cmdline"] or [""])[0] for one in begun}
-        busy = sorted(pid for pid, name in names.items() if "ray::" in name and name not in IDLE)
-        if busy:
-            os.kill(chance.choice(busy), signal.SIGKILL)
+        names = workers(cluster)
+        while not names and process.poll() is None:  # none has begun
+            time.sleep(0.05)
+            names = workers(cluster)
+        busy = sorted(pid for pid, name in names.items() if "ray::" in name and name != "ray::IDLE")
+        if names:
+            os.kill(chance.choice(busy or sorted(names)), signal.SIGKILL)
+        return bool(names)
+    return True
+
+
+def workers(cluster):  # noqa: F811
+    """Process -> its name, of all that the raylets have begun but for their agents."""
+    return {pid: name for pid, name in begun_by_raylets(cluster).items() if name not in AGENTS}
 
 
 def play(seed, job, victim, start, whole, cluster, out):  # noqa: F811, PLR0917 -- fixtures
@@ -131,7 +138,7 @@ def play(seed, job, victim, start, whole, cluster, out):  # noqa: F811, PLR0917 
         process.wait(chance.uniform(0, seconds))
         outcome = "ended before"
     except subprocess.TimeoutExpired:
-        strike(victim, chance, process, cluster)
+        outcome = "held" if strike(victim, chance, process, cluster) else "ended before"
     if ended(process):
         assert outcome == "held", "nobody was killed"
         outcome = "held, given again"
