@@ -41,13 +41,17 @@ DEAR = 8_000_000  # of one that waits in the second line
 GROUP = 4_000_000  # of pictures that are decoded in one go
 SECONDS = 30  # of a processor that a group of pictures, or a body, may take
 PATIENCE = 4 * SECONDS  # where others keep the processors busy
+AT_ONCE = 1.0  # seconds in which a process ends that was killed before it was asked
+LINES = 3  # with a process each
 MEMORY = 1_500_000_000  # bytes of address space of a process beyond what it begins with
 STORED = 1_000_000_000  # bytes of decoded pictures that may wait for the model
 SPARED = 16_000_000  # bytes of them that a request may bring whatever waits
 
 _PREFIX, _LOCK = "selftrain-serve-", "in-use"
 
-_FAILURES = (TimeoutError, MemoryError, anyio.BrokenWorkerProcess)
+# the latter is anyio's word of a process that is gone before it has begun
+_GONE = (anyio.BrokenWorkerProcess, ProcessLookupError)
+_FAILURES = (TimeoutError, MemoryError, *_GONE)
 _BOUNDS = f"in {SECONDS} seconds of a processor and {MEMORY / 1e9:g} GB"
 
 Args = TypeVarTuple("Args")
@@ -59,7 +63,7 @@ class Intake:
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
-        self._parsing, self._decoding, self._dear = (CapacityLimiter(1) for _ in range(3))
+        self._parsing, self._decoding, self._dear = (CapacityLimiter(1) for _ in range(LINES))
         self._stored = 0
 
     async def start(self) -> None:
@@ -144,13 +148,25 @@ class Intake:
 
 
 async def _apart(limiter: CapacityLimiter, work: Callable[[*Args], Result], *args: *Args) -> Result:
-    """Have something done in a process of low priority; one that takes too long is ended."""
+    """Have something done in a process of low priority; one that takes too long is ended.
+
+    One that ends at once had most likely been killed while it had nothing to do, and was not missed yet:
+    another one is asked, as often as there may be such ones.
+    """
     async with limiter:  # the time begins when it is its turn
         with anyio.fail_after(PATIENCE):
-            # a limiter of its own: the default one knows nothing of lines
-            return await to_process.run_sync(
-                _bounded, SECONDS, work, args, cancellable=True, limiter=CapacityLimiter(1)
-            )
+            idle = LINES  # that may be gone
+            while True:
+                began = anyio.current_time()
+                try:
+                    # a limiter of its own: the default one knows nothing of lines
+                    return await to_process.run_sync(
+                        _bounded, SECONDS, work, args, cancellable=True, limiter=CapacityLimiter(1)
+                    )
+                except _GONE:
+                    if not idle or anyio.current_time() - began > AT_ONCE:
+                        raise
+                    idle -= 1
 
 
 # ---- what runs there -----------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import anyio
+import psutil
 import pytest
 from anyio import CapacityLimiter
 
@@ -28,3 +30,22 @@ def test_work_that_waits_for_ever_is_ended_too(monkeypatch):
     monkeypatch.setattr(intake, "PATIENCE", 1)
     with pytest.raises(TimeoutError):
         anyio.run(intake._apart, CapacityLimiter(1), time.sleep, 60)
+
+
+def test_work_is_done_though_every_idle_process_was_killed_and_none_is_missed_yet():
+    async def go():
+        async with anyio.create_task_group() as group:
+            for _ in range(intake.LINES):
+                group.start_soon(intake._apart, CapacityLimiter(1), time.sleep, 0.2)
+        idle = psutil.Process().children()
+        for process in idle:
+            process.kill()
+        psutil.wait_procs(idle)  # gone, but the loop has not heard of it
+        return len(idle), await intake._apart(CapacityLimiter(1), sum, (1, 2, 3))
+
+    assert anyio.run(go) == (intake.LINES, 6)
+
+
+def test_work_that_ends_its_process_at_once_is_given_up():
+    with pytest.raises(anyio.BrokenWorkerProcess):
+        anyio.run(intake._apart, CapacityLimiter(1), os._exit, 1)
