@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from agents.ask.metering import UsageTotals
 from agents.errors import JudgmentError, ReplayError
@@ -114,28 +114,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 # ---- plain answers of any model, a file each ----------------------------------------------------------
 
 
-class Missing(NamedTuple):
-    """Posts that a file of answers does not hold.
-
-    Attributes:
-        role: Whose file it is.
-        file: Its name.
-        posts: How many of the posts asked about.
-        of: How many were asked about.
-        first: Ids of the first few.
-    """
-
-    role: str
-    file: str
-    posts: int
-    of: int
-    first: tuple[str, ...]
-
-    def __str__(self) -> str:
-        listed = ", ".join(self.first) + (", ..." if self.posts > len(self.first) else "")
-        return f"{self.role}: {self.posts:,} of {self.of:,} posts have no answer in {self.file} ({listed})"
-
-
 SHOWN_IDS = 5
 """Ids of posts without an answer that a message names."""
 
@@ -206,15 +184,14 @@ class AnswersPanel:
             ],
         }
 
-    def missing(self, posts: Sequence[PostLike]) -> list[Missing]:
-        """Return the agents that have no answer on some of the posts."""
-        found = []
+    def missing(self, posts: Sequence[PostLike]) -> Iterator[str]:
+        """Yield a message for each agent that has no answer on some of the posts."""
         for role, answers in self._answers.items():
             ids = [post.id for post in posts if post.id not in answers]
             if ids:
-                name = self._files[role].name
-                found.append(Missing(role, name, len(ids), len(posts), tuple(ids[:SHOWN_IDS])))
-        return found
+                listed = ", ".join(ids[:SHOWN_IDS]) + (", ..." if len(ids) > SHOWN_IDS else "")
+                file = self._files[role].name
+                yield f"{role}: {len(ids):,} of {len(posts):,} posts have no answer in {file} ({listed})"
 
     def usage(self) -> UsageTotals:
         """Return what a model that keeps its answers would have been asked: each post once an agent."""

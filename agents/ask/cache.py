@@ -162,10 +162,6 @@ class ResponseCache:
         """
         self.write([kept_row(key, cached, note)])
 
-    def charge(self, fault: str, usage: Usage, seconds: float, note: Note) -> None:
-        """Note what an answer cost that cannot be used, and why; it is no answer to anything."""
-        self.write([unusable_row(fault, usage, seconds, note)])
-
     def write(self, rows: Sequence[Row]) -> None:
         """Write rows, all or none of them; they are on the disk when this returns. From any thread."""
         with self._explained("written"), self._transaction() as connection:
@@ -379,7 +375,7 @@ def kept_row(key: str, cached: CachedAnswer, note: Note) -> Row:
 
 
 def unusable_row(fault: str, usage: Usage, seconds: float, note: Note, key: str = "") -> Row:
-    """Return the row of an answer that cannot be used; see `ResponseCache.charge`."""
+    """Return the row that notes what an unusable answer cost, and why; it is no answer to anything."""
     return Row(f"unusable (fault, {_COST_COLUMNS})", (_storable(fault), *_cost(note, usage, seconds)), key)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
 from typing import NamedTuple
 
 QUOTE = "> "
@@ -38,22 +37,12 @@ class Cut(NamedTuple):
         return len(self.text) < self.total
 
 
-def sanitize(text: str, special: Collection[str] = ()) -> str:
-    """Return `text` without anything that a tokenizer or a reader could take for more than text.
-
-    Args:
-        text: What somebody wrote.
-        special: Strings that the tokenizer at hand treats as single tokens, beyond the common forms.
-    """
+def sanitize(text: str) -> str:
+    """Return `text` without anything that a tokenizer or a reader could take for more than text."""
     plain = _LINE_ENDS.sub("\n", text)
     if not plain.replace("\n", "").isprintable():
         plain = "".join(c for c in plain if c in _KEPT or unicodedata.category(c) not in _UNSEEN)
-    plain = _BRACKETED.sub("⟦", plain.translate(_ANGLES))
-    for string in sorted(special, key=len, reverse=True):
-        if len(string) > 1 and string in plain:
-            # a space after its first character: the words stay, the token does not
-            plain = plain.replace(string, f"{string[0]} {string[1:]}")
-    return plain
+    return _BRACKETED.sub("⟦", plain.translate(_ANGLES))
 
 
 def cut(text: str, limit: int) -> Cut:

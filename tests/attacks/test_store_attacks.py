@@ -15,7 +15,7 @@ import pytest
 
 import agents.ask.cache
 from agents.ask.answer_schema import AnswerSchema, ParsedAnswer
-from agents.ask.cache import CachedAnswer, Note, ResponseCache
+from agents.ask.cache import CachedAnswer, Note, ResponseCache, unusable_row
 from agents.client.base import Usage
 from agents.errors import JudgmentError, StoreError
 from backbones.base import FeatureLayout
@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_used_is_said(put, store):
 def test_no_text_of_a_server_keeps_an_answer_from_being_kept(tmp_path):
     cache = ResponseCache(tmp_path / "a.sqlite")
     cache.put("k", PAID._replace(text="\ud800\0", finish="\0\udfff"), NOTE)
-    cache.charge("refused: \ud83d\0", Usage(5, 0, 0, 5), 0.1, NOTE)
+    cache.write([unusable_row("refused: \ud83d\0", Usage(5, 0, 0, 5), 0.1, NOTE)])
     found = cache.get("k")
     assert found is not None
     assert (found[1].text, found[1].finish) == ("?\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}?")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from vlm_helpers import MemoryBackend, keep_for_nobody, said
 
-from agents.ask.cache import CachedAnswer, Note, kept_row
+from agents.ask.cache import CachedAnswer, Note, kept_row, unusable_row
 from agents.ask.postgres_cache import PostgresCache
 from agents.client.base import Usage
 from agents.errors import StoreError
@@ -104,7 +104,7 @@ def test_what_is_put_is_got_back_as_from_a_file(url):
         store.put("a", paid(text), NOTE)
         store.put("a", paid("second"), NOTE)
         store.put("nul", paid("a\0b"), NOTE)
-        store.charge("cut off", Usage(5, 0, 0, 5), 0.1, NOTE)
+        store.write([unusable_row("cut off", Usage(5, 0, 0, 5), 0.1, NOTE)])
     with closing(PostgresCache(url)) as store:
         assert store.get("none", "a") == ("a", paid(text))
         assert store.get("nul")[1].text == "a\ufffdb"

@@ -86,9 +86,9 @@ def test_a_post_without_an_answer_is_failed_and_counted(llama, gpt):
     assert not verdict.consistent
     posts = [Post(post_id) for post_id in "abcdefghi"]
     of_llama, of_gpt = panel.missing(posts)
-    assert (of_llama.posts, of_gpt.posts) == (6, 7 - 1)
-    assert str(of_llama) == "llama: 6 of 9 posts have no answer in llama.jsonl (d, e, f, g, h, ...)"
-    assert panel.missing(posts[:2]) == []
+    assert of_gpt.startswith("gpt: 6 of 9 posts have no answer in")
+    assert of_llama == "llama: 6 of 9 posts have no answer in llama.jsonl (d, e, f, g, h, ...)"
+    assert not list(panel.missing(posts[:2]))
 
 
 def test_an_answer_is_counted_once_however_often_it_is_asked_for(llama, gpt):

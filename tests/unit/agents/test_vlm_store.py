@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 from vlm_helpers import keep_for_nobody
 
-from agents.ask.cache import CachedAnswer, Keeper, Note, ResponseCache, kept_row, switch_to_write_ahead
+from agents.ask.cache import (
+    CachedAnswer,
+    Keeper,
+    Note,
+    ResponseCache,
+    kept_row,
+    switch_to_write_ahead,
+    unusable_row,
+)
 from agents.client.base import Usage
 from agents.errors import StoreError
 
@@ -116,7 +124,7 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
 def test_an_answer_that_was_damaged_is_none_and_what_it_cost_stays(tmp_path, column, caplog):
     store = ResponseCache(tmp_path / "a.sqlite")
     store.put("a", paid(), NOTE)
-    store.charge("cut off", Usage(5, 0, 0, 5), 0.1, NOTE)
+    store.write([unusable_row("cut off", Usage(5, 0, 0, 5), 0.1, NOTE)])
     with closing(sqlite3.connect(tmp_path / "a.sqlite")) as file, file:
         file.execute(f"UPDATE responses SET {column} = CAST({column} AS TEXT) || '1'")
     assert store.get("a") is None

@@ -42,17 +42,13 @@ def test_special_strings_do_not_survive(special):
 @settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from([*SPECIAL, "\n", "\u2028", "> ", "x"])).map("".join))
 def test_no_text_leaves_its_fence(text):
-    fenced = quoted(sanitize(text, SPECIAL))
+    fenced = quoted(sanitize(text))
     assert all(line.startswith("> ") and ">" not in line[2:] for line in fenced.splitlines())
     assert not any(special in fenced for special in SPECIAL)
     # nothing unseen is left, joiners of scripts and emoji apart
     unseen = [c for c in fenced if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") and c not in "\n\t"]
     assert set(unseen) <= {"\u200c", "\u200d"}
     assert sanitize(sanitize(text)) == sanitize(text)
-
-
-def test_special_strings_of_a_tokenizer_of_its_own_are_broken_too():
-    assert "Human::" not in sanitize("x Human:: y", ["Human::"])
 
 
 def test_ordinary_text_stays_readable():
