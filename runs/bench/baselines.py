@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from selftrain._util.numeric import class_columns
 from selftrain._util.types import Float32Array, FloatArray, IntArray, LabelArray
 from selftrain.data.corpus import Corpus
 from selftrain.errors import DataError
+from selftrain.models.calibration import probabilities
 from selftrain.models.metrics import auc, macro_f1
 
 THRESHOLD = 0.75
@@ -29,9 +31,24 @@ def labels_only(corpus: Corpus, c: float) -> dict[str, float]:
 
 def all_labels(corpus: Corpus, c: float) -> dict[str, float]:
     """Return the same with the hidden labels of the pool: what the loop is reaching for."""
+    return labels_only(told(corpus), c)
+
+
+def told(corpus: Corpus) -> Corpus:
+    """Return the corpus with the hidden labels of the pool, whose posts are labelled ones then."""
     known = corpus.pool[corpus.truth[corpus.pool] >= 0]
-    positions = np.concatenate([corpus.labelled, known])
-    return _logistic(corpus, positions, corpus.truth[positions], c)
+    labels = corpus.labels.copy()
+    labels[known] = corpus.truth[known]
+    return replace(corpus, labels=labels, labelled=np.concatenate([corpus.labelled, known]))
+
+
+def head(corpus: Corpus, seed: int) -> dict[str, float]:
+    """Return the same of the loop's classifier on the labelled posts alone: its round 0."""
+    from runs.bench.peers import train_student
+
+    none = np.empty(0, np.int64), np.empty((0, len(corpus.classes)))
+    student = train_student(corpus, *none, seed)
+    return _measured(corpus, probabilities(student.logits(corpus, corpus.test)))
 
 
 def self_training(corpus: Corpus, c: float) -> dict[str, float]:
@@ -225,6 +242,8 @@ BASELINES: Mapping[str, Baseline] = {
     "label_spreading": lambda corpus, seed: label_spreading(corpus),
     "fixmatch": fixmatch,
     "active_learning": active_learning,
+    "labels_only_head": head,
+    "all_labels_head": lambda corpus, seed: head(told(corpus), seed),
     "all_labels C=1": _with(all_labels, 1.0),
     "all_labels C=10": _with(all_labels, 10.0),
 }

@@ -225,13 +225,11 @@ def _labels_only_head(trial: Trial, asked: int) -> dict[str, float]:
 
 
 def _all_labels_head(trial: Trial, asked: int) -> dict[str, float]:
+    from runs.bench.baselines import told
     from runs.bench.peers import train_student
 
-    corpus = trial.corpus
-    labels = np.where(np.isin(np.arange(len(corpus.posts)), corpus.pool), corpus.truth, corpus.labels)
-    known = corpus.pool[corpus.truth[corpus.pool] >= 0]
-    told = replace(corpus, labels=labels, labelled=np.concatenate([corpus.labelled, known]))
-    return trial.score(train_student(told, *_nothing(told), trial.seed))
+    corpus = told(trial.corpus)
+    return trial.score(train_student(corpus, *_nothing(corpus), trial.seed))
 
 
 def _one_model(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:

@@ -143,7 +143,9 @@ LOOP = (
     Row("scikit-learn's LabelSpreading (nearest neighbours)", "label_spreading"),
     Row("FixMatch on features", "fixmatch"),
     Row("small-text, half of the labels asked for by breaking ties", "active_learning"),
+    Row("the labels alone, the loop's classifier", "labels_only_head"),
     Row("selftrain, offline agents", "ours"),
+    Row("all labels of the pool, the loop's classifier", "all_labels_head", ceiling=True),
     Row("all labels of the pool, logistic regression (C=1)", "all_labels C=1", ceiling=True),
 )
 LOOP_ON_WORDS = (Row("SetFit, its encoder trained on the labels", "setfit"), *LOOP)
