@@ -92,7 +92,8 @@ def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     return gathered
 
 
-RAY = "On many machines (pip install 'selftrain[ray]'); the result is the same, to the byte"
+# the heading of a panel is markup to rich
+RAY = r"On many machines (pip install 'selftrain\[ray]'), with the same result"
 DRAWING, COST, LIMITS = "How posts are drawn for review", "Cost", "Limits on what comes in"
 ASKING = "What models are asked, and how"
 

@@ -29,15 +29,17 @@ with deferred():
 if TYPE_CHECKING:
     from selftrain.serving.streams import ModelAtWork
 
-NARROWEST = 100  # columns of output that goes into a file
+NARROWEST, NARROWEST_SHOWN = 100, 80  # columns of output that goes into a file, and to a terminal
 _LISTED, _SOME = 10, 20
 
 
 def console() -> Console:
-    """Return standard output as a console where square brackets and colons mean nothing but themselves."""
+    """Return standard output as a console where square brackets and colons mean nothing but themselves.
+
+    A narrower terminal folds lines itself: to fit it tables would leave digits out.
+    """
     shown = Console(markup=False, highlight=False, emoji=False)
-    if not shown.is_terminal:
-        shown.width = max(shown.width, NARROWEST)
+    shown.width = max(shown.width, NARROWEST_SHOWN if shown.is_terminal else NARROWEST)
     return shown
 
 

@@ -280,6 +280,7 @@ def _fault(loc: tuple[int | str, ...], kind: str, found: object) -> str:
         "model_attributes_type": "a table: one [[questions]] block a question",
     }
     shown = "missing" if kind == "missing" else shorten(found)
+    kind = "list_type" if kind == "missing" and loc[-1] == "answers" else kind
     return f"{place} is {shown}; expected {expected.get(kind, 'a text that is not empty: write it')}"
 
 

@@ -179,6 +179,8 @@ def pour(
                 bar.expect(tally.rows)
     except EngineError as error:
         target.commit(tally)
+        if not tally.rows:
+            raise  # where it fails is not the source's fault
         raise EngineError(f"{where}, behind row {tally.rows:,}: {error}") from error
     target.commit(tally)
     if fault is not None:

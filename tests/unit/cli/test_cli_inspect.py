@@ -50,6 +50,14 @@ def test_the_rounds_are_those_of_the_metrics_files(small_run, capsys):
         assert ("rolled back" in line) == (not figures["kept"])
 
 
+def test_no_figure_is_cut_by_a_narrow_terminal(small_run, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = run(capsys, "show", small_run)
+    for figures in RunFolder(small_run).round_records():
+        assert f"{figures['validation']['macro_f1']:.3f}" in shown
+
+
 def test_a_posts_story_has_everybodys_words(small_run, capsys):
     verdict = RunFolder(small_run).verdicts(1)[0].to_json()
     source = (small_run.parent / "data" / "manifest.jsonl").read_text().splitlines()

@@ -290,6 +290,8 @@ def test_every_help_shows_its_words(capsys, monkeypatch):
         with command.make_context(words[-1], [], resilient_parsing=True) as context:
             for one in command.get_params(context):
                 assert set(one.help.split()) <= set(shown.split()), (words, one.name)
+                panel = getattr(one, "rich_help_panel", None) or ""
+                assert re.sub(r"\\(?=\[)", "", panel) in shown, (words, panel)
         assert " ".join(command.epilog.split()) in shown
 
 

@@ -100,7 +100,10 @@ def test_the_loop_numbers_the_positive_class_last():
         (WHOLE + "[roles]\njudge = 'x'\n", r"\[roles\] has \['judge'\]; expected only"),
         (WHOLE + "[roles]\nuser = 3\n", r"description of role 'user' is 3; expected a text"),
         ("questions = 3\n" + WHOLE, "`questions` is 3; expected a list"),
-        (WHOLE + "[[questions]]\nname = 'q'\nwording = 'w'\n", "`answers` of question 1 is missing"),
+        (
+            WHOLE + "[[questions]]\nname = 'q'\nwording = 'w'\n",
+            "`answers` of question 1 is missing; expected a list",
+        ),
         (WHOLE + QUESTION + "answers = 'yes'\n", "`answers` of question 1 is 'yes'; expected a list"),
         (WHOLE + QUESTION + "answers = ['yes', 2]\n", "`answers` of question 1 is 2; expected a text"),
         (WHOLE + QUESTION + "answers = ['a', 'b']\nscale = 1\n", r"unknown fields \['scale'\]"),
