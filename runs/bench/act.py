@@ -18,7 +18,7 @@ from runs.bench import act_coverage, act_loop, act_reviewers
 from runs.bench.act_simulation import annotated, annotated_like, criticized
 from runs.bench.act_tables import gap_lines, mean_lines, order_lines
 from runs.bench.annotation_quality import accuracy, chance_abs
-from runs.bench.study import Figure, Figures
+from runs.bench.study import Figure, Figures, numbers
 from selftrain._util.choices import Rule
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.act.annotation_quality import abs_score, aqg_curve
@@ -91,7 +91,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--part", choices=("training", "coverage", "loop", "reviewers", "all"), default="all")
     parser.add_argument("--datasets", default=",".join(ACCURACIES), help="data sets, by commas")
     parser.add_argument("--errors", choices=ERRORS, nargs="*", default=list(ERRORS), help="the annotator's")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
+    parser.add_argument("--seeds", type=numbers, default="0,1,2,3,4", help="as 0..4, or by commas")
     parser.add_argument(
         "--reviews", type=int, default=act_coverage.REVIEWS, help="simulated reviews (default: %(default)s)"
     )
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         DataError: The data is not there; the message says where to get it.
     """
     figures = Figures(args.json)
-    seeds = tuple(map(int, args.seeds.split(",")))
+    seeds = args.seeds
     if args.part in ("training", "all"):
         for name in args.datasets.split(","):
             _training(figures, name, seeds, args)

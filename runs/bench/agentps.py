@@ -21,7 +21,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runs.bench.paired import differences_table
-from runs.bench.study import Figure, Figures, seeds_of
+from runs.bench.study import Figure, Figures, numbers
 
 if TYPE_CHECKING:
     from runs.bench.agentps_study import Drawn
@@ -68,7 +68,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="where models in training are kept")
     parser.add_argument("--parts", default=",".join(PARTS), help="by commas (default: %(default)s)")
-    parser.add_argument("--seeds", default="0..4", help="as 0..4, or by commas (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=numbers, default="0..4", help="as 0..4, or by commas (default: %(default)s)"
+    )
     parser.add_argument("--ways", help="of the parts that train, by semicolons (default: all)")
     parser.add_argument("--n", type=int, help="posts to train on (default: those of the part)")
     parser.add_argument("--epochs", type=int, default=3, help="(default: %(default)s)")
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
                     figures.add([Figure(STUDY, dataset, method, 0, 0, *item) for item in values.items()])
     trained = [cells for cells in chosen_cells(args) if cells.part in wanted]
     for cells in trained:
-        for seed in seeds_of(args.seeds):
+        for seed in args.seeds:
             _measure_seed(cells, seed, figures, args)
     print("\n".join(line for cells in trained for line in tables(figures, cells, args)))
     return 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial
-from runs.bench.study import Figure, Figures, seeds_of
+from runs.bench.study import Figure, Figures, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(STUDY, description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the study of judges' sets")
     parser.add_argument("--sets", default="hatebiasnet,tweeteval_hate", help="by commas (default: two)")
-    parser.add_argument("--seeds", default="0,1", help="as 0..9, or by commas (default: 0,1)")
+    parser.add_argument("--seeds", type=numbers, default="0,1", help="as 0..9, or by commas (default: 0,1)")
     parser.add_argument("--worlds", type=int, help="so many, those that tell most (default: all)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
     parser.add_argument("--svg", type=Path, help="draw them here")
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     figures = Figures(args.json)
     backbone = load_backbone("minilm_efficientnet")
     sets, chosen = list(find_sets(args.data, args.sets)), list(worlds())[: args.worlds]
-    for seed in seeds_of(args.seeds):
+    for seed in args.seeds:
         for judged in sets:
             for labels in (100, 50):
                 wanted = [one for one in chosen if one.labels == labels]

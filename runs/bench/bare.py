@@ -31,7 +31,7 @@ from runs.bench.bare_loop import looped
 from runs.bench.bare_report import reported
 from runs.bench.report import chromium
 from runs.bench.serve import ask, halves, serve_command, serving, train_on_drawn
-from runs.bench.study import Figure, Figures
+from runs.bench.study import Figure, Figures, numbers
 from selftrain.data.posts import Post
 from selftrain.errors import DataError
 from selftrain.models.onnx_export import export_onnx
@@ -55,8 +55,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="some of these, by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each server (default: 15)")
     parser.add_argument("--posts", type=int, default=1000, help="posts to filter (default: 1000)")
-    parser.add_argument("--pools", default="2000,20000", help="posts of the loop's pool, by commas")
-    parser.add_argument("--verdicts", default="1000,10000", help="verdicts of the report, by commas")
+    parser.add_argument(
+        "--pools", type=numbers, default="2000,20000", help="posts of the loop's pool, by commas"
+    )
+    parser.add_argument(
+        "--verdicts", type=numbers, default="1000,10000", help="verdicts of the report, by commas"
+    )
     parser.add_argument("--chromium", help="the browser (default: the chromium on the path)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of both (default: 3)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sizes(args: argparse.Namespace) -> list[tuple[str, int]]:
     """Return each part that is asked for, with each of its sizes."""
-    pools, verdicts = (list(map(int, text.split(","))) for text in (args.pools, args.verdicts))
+    pools, verdicts = args.pools, args.verdicts
     sizes = {"serve": [args.posts], "filter": [args.posts], "loop": pools, "report": verdicts}
     if unknown := sorted(set(args.parts.split(",")) - set(sizes)):
         raise DataError(f"no part is called {unknown}: expected some of {', '.join(sizes)}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from runs.bench.study import numbers
 from selftrain.agentps.dataset import FINAL
 from selftrain.agentps.decisions import Decisions, full_report, with_answers
 from selftrain.agentps.predict import predict, redecide
@@ -43,17 +44,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hsol/")
     parser.add_argument("--work", type=Path, required=True, help="where posts and models are kept")
     parser.add_argument(
-        "--posts", default="200,150,400", help="to train, validate, test (default: %(default)s)"
+        "--posts", type=numbers, default="200,150,400", help="to train, validate, test (default: %(default)s)"
     )
-    parser.add_argument("--seeds", default="0", help="by commas (default: %(default)s)")
+    parser.add_argument("--seeds", type=numbers, default="0", help="by commas (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--weights", default="none,balanced", help="of the classes (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what is not trained yet, and print the tables."""
-    sizes = [int(one) for one in args.posts.split(",")]
-    for seed in map(int, args.seeds.split(",")):
+    sizes = args.posts
+    for seed in args.seeds:
         train, validation, test = _drawn(args.data / "hsol", sizes, seed)
         for weights in args.weights.split(","):
             out = args.work / f"{weights}-{seed}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from runs.bench.judges import METHODS, WITHOUT_AGENTS, JudgedSet, measure_seed, tables
 from runs.bench.loop_study import cut
-from runs.bench.study import Figures, seeds_of
+from runs.bench.study import Figures, numbers
 from selftrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the study's options."""
     parser = subparsers.add_parser("emotion", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {SOURCE}")
-    parser.add_argument("--n", default="100", help="numbers of labels, by commas (default: 100)")
-    parser.add_argument("--seeds", default="0..4", help="as 0..4, or by commas (default: 0..4)")
+    parser.add_argument(
+        "--n", type=numbers, default="100", help="numbers of labels, by commas (default: 100)"
+    )
+    parser.add_argument("--seeds", type=numbers, default="0..4", help="as 0..4, or by commas (default: 0..4)")
     parser.add_argument("--asked", default="500,all", help="posts that may be asked about (default: 500,all)")
     parser.add_argument("--most", type=int, help="posts of each class that are used, drawn once")
     parser.add_argument("--accuracy", type=float, default=0.8, help="of each agent (default: .8)")
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"no method is called {unknown}: expected some of {', '.join(METHODS)}")
     figures, name = Figures(args.json), f"emotion, agents {args.accuracy:g}, shared {args.shared:g}"
     name += "" if args.most is None else f", {args.most} of each class"
-    sizes, budgets = tuple(map(int, args.n.split(","))), args.asked.split(",")
+    sizes, budgets = args.n, args.asked.split(",")
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as place:
         folder = Path(place)
         imported = import_named("tweeteval-emotion", source, folder)
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             cut(imported.manifest, args.most)
         task = load_task(imported.task)
         posts = tuple(read_manifest(imported.manifest, task).posts)
-        for seed in seeds_of(args.seeds):
+        for seed in args.seeds:
             files = _answers(posts, task, folder, args, seed)
             judged = JudgedSet(name, folder, task, posts, tuple(files))
             for n in sizes:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from runs.bench.paired import differences_table, halves_table, means_table
-from runs.bench.study import Figure, Figures, named, seeds_of
+from runs.bench.study import Figure, Figures, named, numbers
 from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
 
@@ -416,8 +416,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(STUDY, description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets, or one set's folder")
     parser.add_argument("--sets", default=ALL, help="names of sets, by commas (default: all)")
-    parser.add_argument("--n", default="50,100", help="numbers of labels, by commas (default: 50,100)")
-    parser.add_argument("--seeds", default="0..9", help="as 0..9, or by commas (default: 0..9)")
+    parser.add_argument(
+        "--n", type=numbers, default="50,100", help="numbers of labels, by commas (default: 50,100)"
+    )
+    parser.add_argument("--seeds", type=numbers, default="0..9", help="as 0..9, or by commas (default: 0..9)")
     parser.add_argument("--asked", default="500,all", help="posts that may be asked about (default: 500,all)")
     parser.add_argument("--agents", help="files of answers in each set, by commas (default: two of each set)")
     names = ", ".join(METHODS).replace("%", "%%")
@@ -440,7 +442,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: No set, or a method or a file of answers that is not there.
     """
-    sizes, budgets = tuple(map(int, args.n.split(","))), args.asked.split(",")
+    sizes, budgets = args.n, args.asked.split(",")
     methods = _chosen(args.methods, METHODS, "method")
     figures = Figures(args.json)
     sets = list(find_sets(args.data, args.sets, args.agents))
@@ -449,7 +451,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for judged in sets:
         for n in sizes:
-            for seed in seeds_of(args.seeds):
+            for seed in args.seeds:
                 measure_seed(
                     judged, figures, methods, n=n, seed=seed, budgets=budgets,
                     validation=args.validation, changes=args.set,

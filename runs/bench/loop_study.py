@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runs.bench.study import Figure, Figures, named
+from runs.bench.study import Figure, Figures, named, numbers
 from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
 
@@ -127,8 +127,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser.set_defaults(sets=sets)
         sources = ", ".join(one.source for one in sets)
         parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {sources}")
-        parser.add_argument("--n", default=",".join(map(str, sets[0].sizes)), help="numbers of labels")
-        parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
+        parser.add_argument(
+            "--n", type=numbers, default=",".join(map(str, sets[0].sizes)), help="numbers of labels"
+        )
+        parser.add_argument("--seeds", type=numbers, default="0,1,2,3,4", help="as 0..4, or by commas")
         parser.add_argument("--most", type=int, help="posts of each class that are used, drawn once")
         parser.add_argument(
             "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
@@ -171,7 +173,7 @@ def _known(names: str, known: Mapping[str, object]) -> list[str]:
 
 
 def _one_set(study: LoopStudy, figures: Figures, methods: Sequence[str], args: argparse.Namespace) -> None:
-    sizes, seeds = (tuple(map(int, text.split(","))) for text in (args.n, args.seeds))
+    sizes, seeds = args.n, args.seeds
     # with fewer posts, or another recipe, the same method is another
     changes = [*([] if args.most is None else [f"most={args.most}"]), *args.set]
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:

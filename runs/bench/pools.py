@@ -24,7 +24,7 @@ import numpy as np
 
 from backbones.base import Encodable, Encoded, FeatureLayout
 from runs.bench import scale
-from runs.bench.study import Figure, Figures
+from runs.bench.study import Figure, Figures, numbers
 from selftrain._util.types import Float32Array
 
 WORDS = scale.WORDS.split()
@@ -57,14 +57,14 @@ ham = "promises nothing"
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the study's options."""
     parser = subparsers.add_parser("pools", description=__doc__)
-    parser.add_argument("--n", default="10000,100000,1000000", help="pool sizes, by commas")
+    parser.add_argument("--n", type=numbers, default="10000,100000,1000000", help="pool sizes, by commas")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure each size in a child process, and print the table."""
     figures = Figures(args.json)
-    for size in map(int, args.n.split(",")):
+    for size in args.n:
         if figures.has("pools", "ours", size, 0):
             continue
         with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:

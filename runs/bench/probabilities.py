@@ -20,7 +20,7 @@ import numpy as np
 from agents.judgment import Judgment, State
 from agents.offline.offline_agent import offline_agents
 from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial
-from runs.bench.study import Figure, Figures, seeds_of
+from runs.bench.study import Figure, Figures, numbers
 from selftrain.data.answer_files import read_answers
 from selftrain.errors import DataError
 
@@ -48,8 +48,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(STUDY, description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the study of judges' sets")
     parser.add_argument("--sets", default="all", help="by commas (default: all)")
-    parser.add_argument("--n", default="50,100", help="numbers of labels, by commas (default: 50,100)")
-    parser.add_argument("--seeds", default="0..4", help="as 0..9, or by commas (default: 0..4)")
+    parser.add_argument(
+        "--n", type=numbers, default="50,100", help="numbers of labels, by commas (default: 50,100)"
+    )
+    parser.add_argument("--seeds", type=numbers, default="0..4", help="as 0..9, or by commas (default: 0..4)")
     parser.add_argument("--json", type=Path, default=JSON, help="append here, and go on from it")
 
 
@@ -58,11 +60,11 @@ def run(args: argparse.Namespace) -> int:
     from backbones import load_backbone
 
     figures, backbone = Figures(args.json), load_backbone("minilm_efficientnet")
-    sizes = tuple(map(int, args.n.split(",")))
+    sizes = tuple(args.n)
     for judged in find_sets(args.data, args.sets):
         probs = outside_probs(judged)
         for n in sizes:
-            for seed in seeds_of(args.seeds):
+            for seed in args.seeds:
                 if figures.has(STUDY, f"{PANELS[-1]}: heard", n, seed, dataset=judged.name):
                     continue
                 with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:

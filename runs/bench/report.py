@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runs.bench.study import Figure, Figures
+from runs.bench.study import Figure, Figures, numbers
 from selftrain.errors import SelftrainError
 
 FLAGS = [
@@ -43,7 +43,9 @@ _TIMED = """async ([id, value, event]) => {
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the study's options."""
     parser = subparsers.add_parser("report", description=__doc__)
-    parser.add_argument("--n", default="1000,10000,50000", help="numbers of verdicts, by commas")
+    parser.add_argument(
+        "--n", type=numbers, default="1000,10000,50000", help="numbers of verdicts, by commas"
+    )
     parser.add_argument("--chromium", help="the browser (default: the chromium on the path)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """
     browser = chromium(args.chromium)
     figures = Figures(args.json)
-    for size in map(int, args.n.split(",")):
+    for size in args.n:
         if figures.has("report", "ours", size, 0):
             continue
         with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as place:

@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from runs.bench.agents_data import drawn_posts
-from runs.bench.study import Figure, Figures
+from runs.bench.study import Figure, Figures, numbers
 from selftrain.cli.printing import write_predictions
 from selftrain.data.posts import Post
 from selftrain.engine.mapping import Block, Engine, InProcess, Rescue, Result, Source, Stage
@@ -56,9 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the study's options."""
     parser = subparsers.add_parser("scale", description=__doc__)
     parser.add_argument(
-        "--n", default="10000,100000,1000000", help="posts through a model that costs nothing"
+        "--n", type=numbers, default="10000,100000,1000000", help="posts through a model that costs nothing"
     )
-    parser.add_argument("--encoded", default="10240", help="posts through the encoder; 0: none")
+    parser.add_argument("--encoded", type=numbers, default="10240", help="posts through the encoder; 0: none")
     parser.add_argument("--methods", default=",".join(METHODS), help="by commas (default: all)")
     parser.add_argument("--data", type=Path, help="folder with hsol/labeled_data.csv")
     parser.add_argument("--repeats", type=int, default=3, help="of each, but of a million (default: 3)")
@@ -68,8 +68,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures each in a child process, and prints the table."""
     figures = Figures(args.json)
-    asked = [("nothing", int(n)) for n in args.n.split(",")]
-    asked += [("encoder", int(n)) for n in args.encoded.split(",") if int(n)]
+    asked = [("nothing", n) for n in args.n]
+    asked += [("encoder", n) for n in args.encoded if n]
     for model, n in asked:
         with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
             manifest = write_posts(Path(folder) / "posts.jsonl", n, args.data)

@@ -123,8 +123,8 @@ def _card() -> list[str]:
     return [torch.cuda.get_device_name()] if torch is not None and torch.cuda.is_available() else []
 
 
-def seeds_of(text: str) -> list[int]:
-    """Return the seeds of "0..9" or "0,3,5"."""
+def numbers(text: str) -> list[int]:
+    """Return the numbers of "0..9" or "0,3,5": the `type` of an option. Raises ValueError: something else."""
     first, dots, last = text.partition("..")
     return list(range(int(first), int(last) + 1)) if dots else [int(one) for one in text.split(",")]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runs.bench import __main__ as bench
-from runs.bench.judges import BROKEN, METHODS, WITH_AGENTS, broken, draw, find_sets, seeds_of, tables
+from runs.bench.judges import BROKEN, METHODS, WITH_AGENTS, broken, draw, find_sets, numbers, tables
 from runs.bench.paired import bootstrap, halves_table, points_over, t_interval, t_over_seeds
 from runs.bench.peers import MISSING, crowdlab, dawid_skene, majority
 from runs.bench.study import Figures
@@ -142,8 +142,8 @@ def test_sets_and_agents_are_found_or_missed_by_name(tmp_path) -> None:
 
 
 def test_seeds_are_a_range_or_a_list() -> None:
-    assert seeds_of("0..3") == [0, 1, 2, 3]
-    assert seeds_of("0,4") == [0, 4]
+    assert numbers("0..3") == [0, 1, 2, 3]
+    assert numbers("0,4") == [0, 4]
 
 
 def test_broken_agents_are_broken_as_they_say(tmp_path) -> None:
