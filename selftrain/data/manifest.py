@@ -411,10 +411,14 @@ class Rows:
     def _images(self, value: object, extra: Mapping[str, Any]) -> tuple[Path, ...]:
         written = image_list(value, self._max_images)
         recorded = _recorded(extra, len(written)) if written else None
-        return tuple(
+        paths = tuple(
             self._image(one, None if recorded is None else (recorded[0], recorded[1][place]))
             for place, one in enumerate(written)
         )
+        kept = next((path for one, path in zip(written, paths, strict=True) if isinstance(one, bytes)), None)
+        if kept is not None:
+            self._note("pictures", f"pictures that stand in the table are kept in {kept.parent}")
+        return paths
 
     def _image(self, written: str | bytes, recorded: tuple[Path, str] | None) -> Path:
         key = written if isinstance(written, str) else hashlib.sha256(written).hexdigest()
@@ -435,7 +439,6 @@ class Rows:
         """Return the path of a picture whose header is sound."""
         if isinstance(written, bytes):
             path, shown = keep_picture(written), "in the table"
-            self._note("pictures", f"pictures that stand in the table are kept in {path.parent}")
         else:
             path, shown = self._locate(written, recorded), shorten(written)
         try:
