@@ -1,4 +1,4 @@
-"""Pictures that stand in the table itself: what is read as one, what is wrong with the others, how it is told."""
+"""Pictures that stand in the table itself: what is read as one, and what is said of the others."""
 
 from __future__ import annotations
 
