@@ -683,12 +683,14 @@ class ManifestReport:
     def without_pictures(self, unread: Mapping[Path, str]) -> ManifestReport:
         """Return the report with those posts set aside that have a picture which cannot be decoded.
 
-        Reading looks at headers alone. A run finds the others when it encodes the posts.
+        Reading looks at headers alone; a run finds the others when it encodes the posts. Of posts in memory.
 
         Args:
             unread: Picture -> why it cannot be decoded, as `open_image` says.
         """
         bad = {place for place, post in enumerate(self.posts) if any(path in unread for path in post.images)}
+        if not bad:
+            return self
         problems = [*self.problems]
         for place in sorted(bad):
             post = self.posts[place]
