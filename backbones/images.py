@@ -104,7 +104,10 @@ def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     try:
         image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: {error}; scale it down or drop it.") from error
+        # Pillow's own limit, which it looks at first and tells in words of its own: 90 million pixels for
+        # whoever makes warnings errors, twice that otherwise
+        least = (Image.MAX_IMAGE_PIXELS or 0) * (1 if isinstance(error, Warning) else 2)
+        raise _too_large(path, f"more than {least:,} pixels", min(least, max_pixels)) from error
     except Exception as error:
         raise ImageError(
             f"{path}: not an image that can be read ({type(error).__name__}); expected one of "
@@ -133,16 +136,17 @@ def _scans(path: Path) -> int:
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ImageError(
-            f"{path}: {width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are decoded. "
-            "Scale it down, or raise the limit if you trust the file."
-        )
+        raise _too_large(path, f"{width} x {height} = {width * height:,} pixels", max_pixels)
     short, long = sorted((width, height))
     if short < 1 or long > short * MAX_ASPECT:
         raise ImageError(
             f"{path}: {width} x {height} is a strip; the long side may be at most {MAX_ASPECT} times the "
             "short one. Crop it, or drop it from the manifest."
         )
+
+
+def _too_large(path: Path, found: str, most: int) -> ImageError:
+    return ImageError(f"{path}: {found}; at most {most:,} are decoded. Scale it down, or drop it.")
 
 
 def _upright(image: Image.Image, target_size: int | None) -> Image.Image:

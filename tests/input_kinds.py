@@ -680,7 +680,7 @@ def strangers():  # noqa: PLR0915 -- a list
     ):  # fmt: skip
         read("picture paths", ".jsonl", lines(images=images))
     for images, told in (
-        ("data:image/png;base64,####", "holds no picture"), ("data:text/html,x", "holds no picture"),
+        ("data:image/png;base64,####", "is not base64"), ("data:text/html,x", "holds no picture"),
         (False, "no list"), ({"url": "http://x"}, "no list"), ([["pictures/a.png"]], "no list"),
         ("pictures/*.png", "no such file"), ("pictures/a.png?x=1", "no such file"),
         (["pictures/a.png"] * 17, "at most 16"), ("C:pictures/a.png", "absolute path"),

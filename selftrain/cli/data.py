@@ -17,7 +17,7 @@ from selftrain.cli.printing import echo, print_some
 from selftrain.errors import TaskError
 
 with deferred():
-    from selftrain.data import duplicates, importers, posts, templates
+    from selftrain.data import duplicates, importers, matching, posts, templates
     from selftrain.data import manifest as manifests
     from selftrain.data import task as task_files
 
@@ -34,11 +34,11 @@ def check(
     ] = None,
     as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
     no_duplicates: Annotated[
-        bool, option("Do not look for copies, which hashes images.", "--no-duplicates")
+        bool, option("Do not look for copies; pictures are decoded all the same.", "--no-duplicates")
     ] = False,
-    workers: Annotated[int, option("Threads that hash images.", min=0, metavar="N")] = 0,
+    workers: Annotated[int, option("Threads that decode images.", min=0, metavar="N")] = 0,
 ) -> int:
-    """Check a manifest: bad rows, counts, copies.
+    """Check a manifest: bad rows, those included whose pictures cannot be decoded; counts, copies.
 
     Exit status 1 where a row is bad.
     """
@@ -46,11 +46,15 @@ def check(
         manifest, None if task is None else task_files.load_task(task), columns=read_columns(columns)
     )
     shown = sys.stderr.isatty() and not as_json
-    copies = (
-        [] if no_duplicates
-        else duplicates.find_duplicates(report.posts, workers=workers, progress=shown)
-    )  # fmt: skip
-    conflicts = [] if no_duplicates else duplicates.conflicting_labels(report.posts)
+    pictures = {path for post in report.posts for path in post.images}
+    copies, conflicts = list[duplicates.DuplicateGroup](), list[tuple[posts.Post, ...]]()
+    if no_duplicates:
+        report = report.without_pictures(matching.undecodable(pictures, workers=workers, progress=shown))
+    else:
+        hashed = matching.decode_and_hash(pictures, workers=workers, progress=shown)
+        report = report.without_pictures(hashed.unread)
+        copies = duplicates.find_duplicates(report.posts, hashes=hashed.hashes)
+        conflicts = duplicates.conflicting_labels(report.posts)
     if as_json:
         print(json.dumps(_document(report, copies, conflicts), indent=2))
     else:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from selftrain.data.matching import (
     HASH_DISTANCE,
     Embeddings,
     HashIndex,
+    ImageHash,
     Match,
     Reference,
     Traits,
@@ -58,6 +60,7 @@ def find_duplicates(
     *,
     embeddings: Embeddings | None = None,
     distance: int = HASH_DISTANCE,
+    hashes: Mapping[Path, ImageHash] | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> list[DuplicateGroup]:
@@ -70,13 +73,14 @@ def find_duplicates(
         posts: Any posts; ids unique.
         embeddings: Compares texts by meaning too, when given.
         distance: Most differing bits, of 64, of two near images, in [0, 16].
+        hashes: Those of the images, where they are known; one that is missing counts as absent.
         workers: Threads that hash images; 0 for none.
         progress: Shows a bar while images are hashed.
 
     Raises:
         ValueError: `distance` is out of range.
     """
-    traits = traits_of(posts, workers=workers, progress=progress)
+    traits = traits_of(posts, hashes=hashes, workers=workers, progress=progress)
     groups = _text_groups(posts, traits) + _image_groups(posts, traits, distance)
     if embeddings is not None:
         everything = range(len(posts))

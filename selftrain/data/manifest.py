@@ -14,10 +14,11 @@ import logging
 import math
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple, TypeVar
@@ -38,7 +39,7 @@ from selftrain.data.columns import (
     inner_names,
     resembling,
 )
-from selftrain.data.inline_pictures import keep_picture
+from selftrain.data.inline_pictures import is_kept, keep_picture
 from selftrain.data.met_ids import MetIds
 from selftrain.data.post_store import Chosen, PostStore
 from selftrain.data.posts import MAX_IMAGES, Post
@@ -65,6 +66,7 @@ LISTED = 10
 NOTE = "note"  # kind of a record in a quarantine that is about no row left out
 _MOST_PROBLEMS = 100_000  # kept one by one; the others are counted
 _PICTURES_CHECKED = 65_536  # remembered: a picture that several rows have is opened once, if they are near
+_REPLACE = "replace the file or remove it from the row"
 _LOG = logging.getLogger(__name__)
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:)?//|^data:", re.IGNORECASE)
 _ENTITY = re.compile(r"&(#\d{1,7}|#x[0-9a-f]{1,6}|amp|lt|gt|quot|apos|nbsp|[a-z]{2,8});", re.IGNORECASE)
@@ -411,10 +413,14 @@ class Rows:
     def _images(self, value: object, extra: Mapping[str, Any]) -> tuple[Path, ...]:
         written = image_list(value, self._max_images)
         recorded = _recorded(extra, len(written)) if written else None
-        return tuple(
+        paths = tuple(
             self._image(one, None if recorded is None else (recorded[0], recorded[1][place]))
             for place, one in enumerate(written)
         )
+        kept = next((path for one, path in zip(written, paths, strict=True) if isinstance(one, bytes)), None)
+        if kept is not None:
+            self._note("pictures", f"pictures that stand in the table are kept in {kept.parent}")
+        return paths
 
     def _image(self, written: str | bytes, recorded: tuple[Path, str] | None) -> Path:
         key = written if isinstance(written, str) else hashlib.sha256(written).hexdigest()
@@ -435,17 +441,16 @@ class Rows:
         """Return the path of a picture whose header is sound."""
         if isinstance(written, bytes):
             path, shown = keep_picture(written), "in the table"
-            self._note("pictures", f"pictures that stand in the table are kept in {path.parent}")
         else:
             path, shown = self._locate(written, recorded), shorten(written)
         try:
             check_image(path, max_pixels=self._max_pixels)
         except (ImageError, OSError) as error:
-            remedy = "replace the file or remove it from the row"
+            remedy = _REPLACE
             if isinstance(written, str) and not path.exists():
                 remedy = self._otherwise(written, path) or remedy
-            fault = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ").rstrip(".")
-            raise RowError(f"image {shown}: {fault}", remedy) from error
+            fault = getattr(error, "strerror", None) or str(error)
+            raise RowError(_picture_fault(shown, path, fault), remedy) from error
         return path
 
     def _otherwise(self, written: str, path: Path) -> str:
@@ -517,6 +522,11 @@ class Rows:
         if not path.is_relative_to(self._root):
             raise RowError(f"{what} {shown} leads out of the manifest's folder", "copy it into that folder")
         return path
+
+
+def _picture_fault(shown: str, path: Path, fault: str) -> str:
+    """Return why a row is bad whose picture is: as it is written there, and what `backbones.images` says."""
+    return f"image {shown}: {fault.removeprefix(f'{path}: ').rstrip('.')}"
 
 
 def _no_id(row: Mapping[str, Any]) -> RowError:
@@ -635,6 +645,7 @@ class ManifestReport:
     problems: tuple[Problem, ...]  # the rows set aside, the first hundred thousand of them
     notes: tuple[ManifestNote, ...] = ()  # what was not read, or read as something else than it is called
     unlisted: int = 0  # rows set aside beyond those of `problems`
+    lines: Sequence[int] = ()  # of each post; not known of posts in a store
 
     @property
     def rows(self) -> int:
@@ -668,6 +679,39 @@ class ManifestReport:
     def counts(self) -> dict[str | None, int]:
         """Label -> posts, the unlabelled under None."""
         return dict(Counter(post.label for post in self.posts))
+
+    def without_pictures(self, unread: Mapping[Path, str]) -> ManifestReport:
+        """Return the report with those posts set aside that have a picture which cannot be decoded.
+
+        Reading looks at headers alone; a run finds the others when it encodes the posts. Of posts in memory.
+
+        Args:
+            unread: Picture -> why it cannot be decoded, as `open_image` says.
+        """
+        bad = {place for place, post in enumerate(self.posts) if any(path in unread for path in post.images)}
+        if not bad:
+            return self
+        problems = [*self.problems]
+        for place in sorted(bad):
+            post = self.posts[place]
+            path = next(path for path in post.images if path in unread)
+            reason = _picture_fault(self._written(path), path, unread[path])
+            problems.append(Problem(self.lines[place], post.id, reason, _REPLACE))
+        problems.sort(key=lambda problem: problem.line)
+        return replace(
+            self,
+            posts=tuple(post for place, post in enumerate(self.posts) if place not in bad),
+            lines=tuple(line for place, line in enumerate(self.lines) if place not in bad),
+            problems=tuple(problems[:_MOST_PROBLEMS]),
+            unlisted=self.unlisted + len(problems[_MOST_PROBLEMS:]),
+        )
+
+    def _written(self, picture: Path) -> str:
+        """Return how a row names a picture, links followed."""
+        if is_kept(picture):
+            return "in the table"
+        root = self.path.parent.resolve()
+        return shorten(str(picture.relative_to(root) if picture.is_relative_to(root) else picture))
 
     def enforce(self, tolerance: Tolerance) -> None:
         """Stop when more rows were set aside than tolerated; else warn of what may be meant otherwise.
@@ -716,10 +760,12 @@ def read_manifest(
         columns=columns, labels=labels, videos=videos, met=MetIds(),
     )  # fmt: skip
     posts: list[Post] | PostStore = [] if store is None else store
-    start, problems, unlisted = len(posts), list[Problem](), 0
+    start, problems, unlisted, lines = len(posts), list[Problem](), 0, array("Q")
     for raw in rows.ahead(rows.table.rows, lambda raw: raw):
         try:
             posts.append(rows.post(raw))
+            if store is None:
+                lines.append(raw.line)
         except RowError as error:
             if len(problems) < _MOST_PROBLEMS:
                 problems.append(Problem(raw.line, error.post_id, error.reason, error.remedy))
@@ -730,7 +776,7 @@ def read_manifest(
     elif rows.columns.missing:
         raise ManifestError(f"no row of {path} has {sorted(rows.columns.missing)}: correct --column")
     found = tuple(posts) if store is None else Chosen(posts, range(start, len(posts)))
-    return ManifestReport(path, found, tuple(problems), tuple(rows.notes()), unlisted)
+    return ManifestReport(path, found, tuple(problems), tuple(rows.notes()), unlisted, lines)
 
 
 def describe(problems: tuple[Problem, ...], most: int = LISTED) -> Iterator[str]:

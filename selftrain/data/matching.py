@@ -13,20 +13,20 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from backbones.errors import ImageError
-from backbones.images import open_image
+from backbones.images import open_image, prefetch_images
 from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 
+Result = TypeVar("Result")
 _NOISE = re.compile(r"(?:https?://|www\.)\S+|(?<!\w)@\w+|(?<!\w)rt(?=\s*@)", re.IGNORECASE)
 
 
@@ -63,6 +63,7 @@ HASH_BITS = 64
 HASH_DISTANCE = 4
 # grey levels, of 255, between the darkest and the lightest spot, below which a hash would be noise
 _FLAT = 8
+_SIDE = 128  # pixels; what the hash is computed of is smaller
 _LOG = logging.getLogger(__name__)
 
 
@@ -73,36 +74,63 @@ class ImageHash(NamedTuple):
     perceptual: int | None  # 64-bit hash by discrete cosine transform; None: the image is of one flat colour
 
 
+class HashedImages(NamedTuple):
+    """What became of pictures: each is in exactly one of the two."""
+
+    hashes: dict[Path, ImageHash]
+    unread: dict[Path, str]  # why it cannot be decoded, in the words that an encoding has for it
+
+
 def hash_images(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> dict[Path, ImageHash]:
     """Hash every readable image; those of unreadable ones are missing, and a warning counts them."""
-    ordered = sorted(set(paths))
-    bar = ProgressBar(desc="hashing images", total=len(ordered), unit="image", disable=not progress)
-    if workers > 0:
-        with ThreadPoolExecutor(workers) as pool:
-            hashes = list(bar.over(pool.map(_hash, ordered)))
-    else:
-        hashes = list(bar.over(map(_hash, ordered)))
-    found = {path: one for path, one in zip(ordered, hashes, strict=True) if one is not None}
-    if len(found) < len(ordered):
-        first = next(path for path in ordered if path not in found)
+    hashes, unread = decode_and_hash(paths, workers=workers, progress=progress)
+    if unread:
         _LOG.warning(
             "%d of %d images cannot be read and match nothing, %s first",
-            len(ordered) - len(found),
-            len(ordered),
-            first,
+            len(unread),
+            len(hashes) + len(unread),
+            next(iter(unread)),
         )
-    return found
+    return hashes
 
 
-def _hash(path: Path) -> ImageHash | None:
+def decode_and_hash(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> HashedImages:
+    """Decode every image once: hash it, or say why it cannot be decoded."""
+    return HashedImages(*_decoded(paths, _hash, "hashing images", workers, progress=progress))
+
+
+def undecodable(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> dict[Path, str]:
+    """Decode every image once, and say of those that cannot be decoded why, as `decode_and_hash` does."""
+    return _decoded(paths, _decode_only, "decoding images", workers, progress=progress)[1]
+
+
+def _decoded(
+    paths: Iterable[Path], decode: Callable[[Path], Result], desc: str, workers: int, *, progress: bool
+) -> tuple[dict[Path, Result], dict[Path, str]]:
+    ordered = sorted(set(paths))
+    found, unread = dict[Path, Result](), dict[Path, str]()
+    bar = ProgressBar(desc=desc, total=len(ordered), unit="image", disable=not (progress and ordered))
+    for path, one in zip(ordered, bar.over(prefetch_images(ordered, decode, workers)), strict=True):
+        if isinstance(one, ImageError):
+            unread[path] = str(one)
+        else:
+            found[path] = one
+    return found, unread
+
+
+def _decode_only(path: Path) -> None:
+    open_image(path, target_size=_SIDE)
+
+
+def _hash(path: Path) -> ImageHash:
     import imagehash
 
+    # a JPEG is decoded at a fraction of its size, which is more than the hash looks at
+    grey = open_image(path, target_size=_SIDE).convert("L")
     try:
-        # a JPEG is decoded at a fraction of its size, which is more than the hash looks at
-        grey = open_image(path, target_size=128).convert("L")
         content = path.read_bytes()
-    except (ImageError, OSError):
-        return None
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}; check that the file can be read") from error
     levels = [level for level, count in enumerate(grey.histogram()) if count]
     flat = levels[-1] - levels[0] < _FLAT
     perceptual = None if flat else int(str(imagehash.phash(grey)), 16)
@@ -172,9 +200,17 @@ class Copy(NamedTuple):
     kind: str
 
 
-def traits_of(posts: Sequence[Post], *, workers: int = 0, progress: bool = False) -> list[Traits]:
-    """Compute the traits of each post; an image that several posts use is hashed once."""
-    hashes = hash_images({path for post in posts for path in post.images}, workers=workers, progress=progress)
+def traits_of(
+    posts: Sequence[Post],
+    *,
+    hashes: Mapping[Path, ImageHash] | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> list[Traits]:
+    """Compute the traits of each post; an image that several posts use is hashed once, or is in `hashes`."""
+    if hashes is None:
+        pictures = {path for post in posts for path in post.images}
+        hashes = hash_images(pictures, workers=workers, progress=progress)
     return [
         Traits(normalise_text(post.text), tuple(hashes[path] for path in post.images if path in hashes))
         for post in posts

@@ -28,6 +28,7 @@ from selftrain._util.files import MAX_DEPTH, check_regular, is_deep, text_encodi
 from selftrain._util.object_urls import local_path
 from selftrain._util.printable import first_of, shorten
 from selftrain._util.spreadsheet import unescape
+from selftrain.data.inline_pictures import is_picture
 from selftrain.errors import ManifestError
 from selftrain.store.objects import fetch_table
 
@@ -81,7 +82,6 @@ _FOREIGN = {
 }  # fmt: skip
 # what a broken compressed file raises beside OSError
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError)
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -178,11 +178,6 @@ def is_odd(text: str) -> bool:
         return False
     hidden = any(unicodedata.category(mark) in ("Cf", "Cc") for mark in text)
     return hidden or not unicodedata.is_normalized("NFC", text)
-
-
-def is_picture(value: object) -> bool:
-    """Tell whether bytes begin like one of the pictures that are read."""
-    return isinstance(value, bytes) and value.startswith(_PICTURES)
 
 
 # ---- what a file is -------------------------------------------------------------------------------------
@@ -866,10 +861,12 @@ def _parquet_row(number: int, fields: dict[str, Any], encoded: set[str], notes: 
 
 
 def _decoded(value: object, encoded: bool) -> object:
+    if isinstance(value, bytes) and b"\0" in value and is_picture(value):
+        return value  # though it be UTF-8, as a dark BMP is; no text holds a NUL
     try:
         text = value.decode() if isinstance(value, bytes) else value
         return json.loads(text) if encoded and isinstance(text, str) else text
     except UnicodeDecodeError:
-        return value if is_picture(value) else _Unreadable("bytes that are no text")
+        return value if is_picture(value) else _Unreadable("bytes that are neither a text nor a picture")
     except ValueError as error:
         return _Unreadable(f"not JSON: {error}")

@@ -12,8 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 from selftrain._util.printable import shorten
-from selftrain.data.inline_pictures import decode_picture
-from selftrain.data.tables import fold, is_picture
+from selftrain.data.inline_pictures import InlinePictureError, is_picture, read_picture
+from selftrain.data.tables import fold
 from selftrain.data.task import Question
 
 NOTHING = frozenset(
@@ -128,10 +128,9 @@ def image_list(value: object, most: int) -> list[str | bytes]:
         return []
     if isinstance(value, str):
         listed = _listed(value) if value.lstrip()[:1] in ("[", "(") else None
-        if value.startswith("data:") and decode_picture(value) is None:
-            raise RowError(f"images {shorten(value)} holds no picture that can be read", "correct it")
         if not isinstance(listed, list):
-            listed = [value] if decode_picture(value) else [one.strip() for one in value.split(";")]
+            picture = _text_picture(value)
+            listed = [one.strip() for one in value.split(";")] if picture is None else [picture]
         value = [one for one in listed if one != ""]
     found = [_picture(one) for one in (value if isinstance(value, list) else [value])]
     taken = [one for one in found if one and isinstance(one, str | bytes)]
@@ -152,8 +151,20 @@ def _picture(one: object) -> object:
     if isinstance(one, dict) and one and set(one) <= {"bytes", "path"}:
         one = one.get("path") if one.get("bytes") is None else one["bytes"]
     if isinstance(one, str):
-        return decode_picture(one) or one
-    return one if is_picture(one) else None
+        return _text_picture(one) or one
+    if isinstance(one, bytes) and not is_picture(one):
+        remedy = "write it as JPEG, PNG, WebP, GIF or BMP, or take it out"
+        raise RowError(f"images holds {len(one):,} bytes that begin like no picture that is read", remedy)
+    return one if isinstance(one, bytes) else None
+
+
+def _text_picture(written: str) -> bytes | None:
+    """Return the picture that a text is; None where it may be a path."""
+    try:
+        return read_picture(written)
+    except InlinePictureError as error:
+        remedy = 'write all of it, as "data:image/...;base64,...", or the path of a file'
+        raise RowError(f"images {shorten(written)} {error}", remedy) from error
 
 
 def holds_picture(value: object) -> bool:

@@ -6,8 +6,6 @@ picture is said of that post, and the others are scored. No URL is ever fetched:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Sequence
@@ -28,6 +26,13 @@ from pydantic_core import PydanticCustomError
 from backbones.errors import ImageError
 from backbones.images import ImageHeader, check_image
 from selftrain._util.types import Json
+from selftrain.data.inline_pictures import (
+    InlinePictureError,
+    decode_base64,
+    encoded_size,
+    is_data_uri,
+    split_data_uri,
+)
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.models.predictor import Prediction
 from selftrain.web.access import BadRequestError
@@ -114,19 +119,17 @@ def _post_id(given: str) -> str:
 def _image(given: object, info: ValidationInfo) -> bytes:
     if not isinstance(given, str):
         raise _fault(f"is {_kind(given)}; expected {_FILE}")
-    encoded, most = given, _limits(info).image
-    if given[:5].lower() == "data:":
-        header, _, encoded = given.partition(",")
-        if not header.lower().endswith(";base64"):
-            raise _fault(f"is a data: URI without ;base64; expected {_FILE}")
-    elif "://" in given[:20]:
-        raise _fault(f"is a URL, and none is fetched; expected {_FILE}")
-    if len(encoded) * 3 // 4 > most + 2:  # before anything is decoded
-        raise _fault(f"has about {len(encoded) * 3 // 4:,} bytes; at most {most:,}", 413)
+    most = _limits(info).image
     try:
-        content = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _fault(f"is not base64 ({error}); expected {_FILE}") from error
+        uri = split_data_uri(given) if is_data_uri(given) else None
+        if uri is None and "://" in given[:20]:
+            raise _fault(f"is a URL, and none is fetched; expected {_FILE}")
+        size = encoded_size(given) if uri is None else uri.size
+        if size > most + 2:  # before anything is decoded
+            raise _fault(f"has about {size:,} bytes; at most {most:,}", 413)
+        content = decode_base64(given) if uri is None else uri.decode()
+    except InlinePictureError as error:
+        raise _fault(f"{error}; expected {_FILE}") from error
     if not content:
         raise _fault(f"is empty; expected {_FILE}")
     return content

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from backbones.errors import ImageError
+from backbones.images import open_image
 from selftrain.cli import main
+from selftrain.data import matching
 from selftrain.data.drawn import draw_posts
 
 
@@ -46,6 +52,76 @@ def test_a_bad_row_gives_1_with_line_id_reason_and_remedy(manifest, capsys):
     assert told["duplicates"] == []
     assert told["problems"][0]["line"] == 22
     assert told["problems"][0]["post_id"] == bad["id"]
+
+
+def half(form):
+    """A picture of which the second half is missing: its header is sound."""
+    file = io.BytesIO()
+    Image.effect_noise((60, 50), 90).save(file, form)
+    return file.getvalue()[: len(file.getvalue()) // 2]
+
+
+def changed(place):
+    """A PNG with one byte changed."""
+    file = io.BytesIO()
+    Image.effect_noise((60, 50), 90).save(file, "PNG")
+    content = bytearray(file.getvalue())
+    content[place] ^= 0x3C
+    return bytes(content)
+
+
+BROKEN = {
+    "half.jpg": half("JPEG"),
+    "half.png": half("PNG"),
+    "half.bmp": half("BMP"),
+    "data.png": changed(900),
+}
+
+
+@pytest.mark.parametrize("options", [(), ("--no-duplicates",), ("--workers", "2")], ids=" ".join)
+def test_a_picture_that_cannot_be_decoded_makes_its_rows_bad(tmp_path, monkeypatch, capsys, caplog, options):
+    monkeypatch.setenv("SELFTRAIN_CACHE", str(tmp_path / "cache"))
+    Image.new("RGB", (60, 50), "olive").save(tmp_path / "good.png")
+    rows = [{"id": "first", "text": "words", "label": "?"}, {"id": "good", "images": ["good.png"]}]
+    for name, content in BROKEN.items():
+        (tmp_path / name).write_bytes(content)
+        rows.append({"id": name, "text": "words", "images": ["good.png", name]})
+        rows.append({"id": f"inside {name}", "images": [base64.b64encode(content).decode()]})
+    rows.append({"id": "again", "images": ["half.png"]})
+    manifest = tmp_path / "posts.jsonl"
+    manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    opened = []
+    monkeypatch.setattr(matching, "open_image", lambda path, **limits: _noted(opened, path, limits))
+    assert run("check", manifest, "--json", *options) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["posts"]) == (len(rows), 2)
+    assert [(one["line"], one["post_id"]) for one in told["problems"]] == [
+        (line, row["id"]) for line, row in enumerate(rows, 1) if line > 2
+    ]
+    assert len(opened) == len(set(opened)) == 1 + 2 * len(BROKEN), "each is decoded once"
+    assert not caplog.records
+    # in the words that whoever encodes the posts has for it
+    for place, name in enumerate(BROKEN):
+        with pytest.raises(ImageError) as refused:
+            open_image(tmp_path / name, target_size=224)
+        fault = str(refused.value).removeprefix(f"{tmp_path / name}: ").rstrip(".")
+        assert told["problems"][2 * place]["reason"] == f"image {name!r}: {fault}"
+        assert told["problems"][2 * place + 1]["reason"] == f"image in the table: {fault}"
+
+
+def _noted(opened, path, limits):
+    opened.append(path)
+    return open_image(path, **limits)
+
+
+def test_set_aside_rows_are_counted_in_words_and_stand_in_the_order_of_their_lines(tmp_path, capsys):
+    (tmp_path / "cut.jpg").write_bytes(half("JPEG"))
+    rows = [{"id": "a", "images": ["cut.jpg"]}, {"id": "b"}, {"id": "c", "text": "words"}]
+    (tmp_path / "posts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert run("check", tmp_path / "posts.jsonl", "--no-duplicates") == 1
+    out = capsys.readouterr().out
+    assert "3 rows, 1 posts, 2 set aside" in out
+    assert out.index("line 1, id 'a': image 'cut.jpg': cannot be decoded") < out.index("line 2, id 'b'")
 
 
 def test_a_task_that_is_none_is_an_error(manifest, capsys):
