@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tomli_w
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from backbones.mllm.answering import AnsweringModel, compile_blocks, forget_compiled
@@ -39,10 +38,10 @@ from selftrain.agentps.predict import redecide, write_measured
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, check_names, load_agentps_recipe
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import Task, dump_task
-from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
+from selftrain.errors import DataError, ModelError, QuarantineError, TrainingError
 from selftrain.models import train_loop
 from selftrain.models.train_loop import TrainingLog
-from selftrain.store import atomic
+from selftrain.store import atomic, locks
 from selftrain.store.run_dir import read_jsonl, without_none
 
 if TYPE_CHECKING:
@@ -447,19 +446,13 @@ def train_agentps(
 def train_recipe(recipe: AgentPSRecipe, out: Path, *, bar: bool = True) -> AgentPSModel:
     """`train_agentps` with a recipe at hand."""
     accelerator = make_accelerator(recipe.training)
-    lock = FileLock(out / ".lock")
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunBusyError(
-                f"another process trains in {out}: wait for it, or give another --out"
-            ) from error
-    try:
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            with atomic.writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+            busy = f"another process trains in {out}: wait for it, or give another --out"
+            held.callback(locks.take(out / ".lock", busy).release)
         return _train_locked(recipe, out, accelerator, bar=bar)
-    finally:
-        lock.release()
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:

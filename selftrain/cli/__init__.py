@@ -12,7 +12,8 @@ from typer.main import get_command
 from selftrain import __version__
 from selftrain._util.printable import printable_lines
 from selftrain.cli.commands import CommandLine
-from selftrain.cli.guard import FAILED, INTERRUPTED, interrupted, quiet, share_cores
+from selftrain.cli.guard import FAILED, INTERRUPTED, interrupted, quiet, refused, share_cores
+from selftrain.cli.standard_streams import OutputError, whole
 
 app = typer.Typer(
     cls=CommandLine,
@@ -33,8 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 where a check found faults, 2 after an error that has a message or arguments
         that make no command, 130 after Ctrl-C, 141 when whoever read the output went away.
     """
-    quiet()
-    share_cores()
+    with whole():
+        quiet()
+        share_cores()
+        try:
+            status = _run(argv)
+            # here rather than at exit, where a refusal could not be caught any more
+            sys.stdout.flush()
+        except OutputError as error:
+            return refused(error)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run one command; an output that refuses is raised on."""
     try:
         # not standalone: that would draw boxes around errors, and end the process
         status: int = get_command(app).main(argv, prog_name="selftrain", standalone_mode=False)

@@ -35,7 +35,7 @@ app = noun("Label a pool by models, and have people put right what is likely wro
 
 Store = Annotated[
     Path | None,
-    option("Kept answers; by default responses.sqlite beside MANIFEST.", metavar="FILE", panel=COST),
+    options.written("Kept answers; by default responses.sqlite beside MANIFEST.", panel=COST),
 ]
 LabelDir = Annotated[Path, argument("DIR", "As `selftrain act annotate` made it.")]
 
@@ -249,7 +249,8 @@ def annotate(
 
 @app.command(epilog="Example: selftrain act export labels --out labelled.jsonl")
 def export(
-    folder: LabelDir, out: Annotated[Path, option("JSON lines, CSV or Parquet.", metavar="FILE")]
+    folder: LabelDir,
+    out: Annotated[Path, options.written("JSON lines, CSV or Parquet.")],
 ) -> None:
     """Write a manifest with the labels of a labelling: people's, else the machine's.
 

@@ -19,7 +19,7 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import KEY_VARIABLE, argument, grouped, option, several
+from selftrain.cli.options import KEY_VARIABLE, argument, grouped, option, several, written
 from selftrain.cli.printing import echo, print_json
 from selftrain.errors import RecipeError
 
@@ -99,7 +99,8 @@ def serve(
         list[str], several("A LoRA adapter; may be given several times.", "--adapter", metavar="NAME=FOLDER")
     ],
     log: Annotated[
-        Path | None, option("Add the server's output to FILE; by default a temporary one.", metavar="FILE")
+        Path | None,
+        written("Add the server's output to FILE; by default a temporary one."),
     ] = None,
     time_limit: Annotated[
         float, option("Seconds without progress until it is given up.", metavar="S")

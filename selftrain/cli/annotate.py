@@ -71,7 +71,7 @@ def annotate(
     manifest: options.Manifest,
     *,
     task: options.TaskFile,
-    out: Annotated[Path, option("The manifest to write; beside the other one.", metavar="FILE")],
+    out: Annotated[Path, options.written("The manifest to write; beside the other one.")],
     servers: Servers,
     recipe: FromRecipe = None,
     overrides: options.Overrides,

@@ -12,7 +12,7 @@ from selftrain._util.deferred import deferred
 from selftrain._util.object_urls import url_or_path
 from selftrain._util.printable import printable
 from selftrain.cli.commands import noun
-from selftrain.cli.options import Columns, Manifest, argument, option, read_columns
+from selftrain.cli.options import Columns, Manifest, argument, option, read_columns, written
 from selftrain.cli.printing import echo, print_some
 from selftrain.errors import TaskError
 
@@ -106,7 +106,7 @@ def tasks(
     name: Annotated[
         str, argument("NAME", "One of them.", autocompletion=lambda: list(templates.template_names()))
     ] = "",
-    out: Annotated[Path | None, option("Write it there, instead of printing it.", metavar="FILE")] = None,
+    out: Annotated[Path | None, written("Write it there, instead of printing it.")] = None,
 ) -> None:
     """List the tasks that come with questions, print one, or write one to begin with."""
     if not name and out is not None:

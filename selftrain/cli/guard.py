@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from selftrain._util.object_urls import name_urls
 from selftrain._util.printable import printable_lines
+from selftrain.cli.standard_streams import OutputError, drop_output
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -62,16 +63,13 @@ def _interruptible() -> Iterator[None]:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status; none counts as 0.
 
-    2 after an error that has a message, 141 when whoever read the output went away. Ctrl-C is raised on: it
-    may come before a command too, and is said in one place.
+    2 after an error that has a message. Ctrl-C and an output that refuses are raised on: they may come before
+    a command too, and are said in one place.
     """
     try:
         status = command()
-        # here rather than at exit, where a broken pipe could not be caught any more
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _close_stdout()
-        return BROKEN_PIPE
+    except OutputError:
+        raise
     except Exception as error:
         message = _message(error)
         if message is None:
@@ -89,6 +87,15 @@ def interrupted() -> int:
         file=sys.stderr,
     )
     return INTERRUPTED
+
+
+def refused(error: OutputError) -> int:
+    """Say why standard output could not be written, and return the exit status; a reader may go away."""
+    drop_output()
+    if error.nobody_reads:
+        return BROKEN_PIPE
+    print(f"error: {error}", file=sys.stderr)
+    return FAILED
 
 
 def quiet() -> None:
@@ -133,9 +140,3 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return _MORE_MEMORY
     return None
-
-
-def _close_stdout() -> None:
-    """Point stdout nowhere, since nobody reads, or Python complains when it flushes it at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())

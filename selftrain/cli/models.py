@@ -175,7 +175,7 @@ def filter_stream(
             **options.TABLE,
         ),
     ],
-    sink: Annotated[Path, option("JSON lines: the posts that pass.", metavar="FILE")],
+    sink: Annotated[Path, options.written("JSON lines: the posts that pass.")],
     precision: Annotated[
         float | None,
         option(
@@ -233,7 +233,7 @@ def filter_stream(
 @app.command(epilog="Example: selftrain export runs/mine --onnx model.onnx")
 def export(
     run: options.RunPath,
-    onnx: Annotated[Path, option("The file to write.", metavar="FILE")],
+    onnx: Annotated[Path, options.written("The file to write.")],
     head_only: Annotated[
         bool,
         option(

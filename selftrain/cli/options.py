@@ -14,6 +14,7 @@ from selftrain._util.choices import Rule
 from selftrain._util.deferred import deferred
 from selftrain._util.object_urls import local_path, refuse
 from selftrain.errors import ManifestError, RecipeError
+from selftrain.store import atomic
 
 with deferred():
     from selftrain.data import manifest as manifests
@@ -31,10 +32,23 @@ def _on_a_disk(given: Any) -> Any:  # noqa: ANN401 -- whatever an option holds
     return given
 
 
-def _file(named: str) -> str:
-    """Refuse a URL as the name of a file that is written."""
+def _file(named: str | None) -> str | None:
+    """Return the file that a text names, "-" as it is; see `_to_write`."""
+    if named is None or named == "-":
+        return named
     refuse(named)
-    return named
+    return str(atomic.followed(Path(named)))
+
+
+def _to_write(named: Path | None) -> Path | None:
+    """Return the file to write, where a link points to; refuse URLs, and what is there and no regular file.
+
+    It is told here, before a command does anything.
+    """
+    if named is None:
+        return None
+    refuse(named)
+    return atomic.followed(named)
 
 
 def _table(named: str) -> Path:
@@ -58,6 +72,11 @@ def option(text: str, *names: str, metavar: str | None = None, panel: str | None
     """
     more = {"callback": _on_a_disk} | more
     return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def written(text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401
+    """Declare an option that names a file to write, a path."""
+    return option(text, *names, metavar="FILE", callback=_to_write, **more)
 
 
 def several(text: str, name: str, *, metavar: str, **more: Any) -> Any:  # noqa: ANN401

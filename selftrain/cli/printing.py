@@ -162,8 +162,6 @@ def check_target(target: str, *read: Path) -> None:
         raise DataError(
             f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"
         )
-    if target != "-" and out.is_dir():
-        raise DataError(f"{out} is a folder; expected a file to write: name one")
 
 
 def encoder(target: str) -> Callable[[Sequence[Mapping[str, Any]], bool], list[str]]:

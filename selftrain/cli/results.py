@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selftrain._util.deferred import deferred
-from selftrain.cli.options import AsJson, RunPath, argument, option
+from selftrain.cli.options import AsJson, RunPath, argument, option, written
 from selftrain.cli.printing import console, echo, plain, print_hints, print_json, print_texts, quoted
 from selftrain.store import atomic
 
@@ -85,7 +85,7 @@ def show(
 @app.command(epilog="Example: selftrain report runs/mine --out mine.html")
 def report(
     run: RunPath,
-    out: Annotated[Path | None, option("Where to, instead of report.html in RUN.", metavar="FILE")] = None,
+    out: Annotated[Path | None, written("Where to, instead of report.html in RUN.")] = None,
 ) -> None:
     """Render a run's report.html anew."""
     echo(run_page.write_report(run_dir.RunFolder(run), out))
@@ -95,7 +95,7 @@ def report(
 def compare(
     first: Annotated[Path, argument("RUN", "A run folder; the others are held against it.")],
     others: Annotated[list[Path], argument("RUN", "More run folders.")],
-    html: Annotated[Path | None, option("Write a page as well.", metavar="FILE")] = None,
+    html: Annotated[Path | None, written("Write a page as well.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold runs side by side: recipes, curves, final metrics."""

@@ -166,7 +166,7 @@ def export(
     run: Reviewed,
     *,
     to: Annotated[Literal["label-studio", "csv"], option("The format.")],
-    out: Annotated[Path, option("Where to.", metavar="FILE")],
+    out: Annotated[Path, options.written("Where to.")],
     hide_opinions: Annotated[
         bool, option("Leave out the labels of classifier and agents.", "--hide-opinions")
     ] = False,

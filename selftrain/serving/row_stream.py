@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from backbones.progress import ProgressBar
@@ -25,14 +24,13 @@ from selftrain.engine.mapping import Engine, InProcess, Rescue
 from selftrain.errors import (
     EngineError,
     ManifestError,
-    RunBusyError,
     RunMismatchError,
     RunStateError,
     ServingError,
 )
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.serving.row_source import Part, SourceRow, Tally
-from selftrain.store import atomic
+from selftrain.store import atomic, locks
 
 Model = TypeVar("Model")
 _LISTED = 20
@@ -258,18 +256,14 @@ class Sink:
             RunBusyError: Another process writes there.
             RunMismatchError: The sink was begun with another identity.
             RunStateError: The sink was not written here, or is shorter than recorded.
-            StorageError: The disk is full or refuses.
+            StorageError: The disk is full or refuses, or something is there that is no regular file.
         """
-        try:
+        for file in (self.sink, self.quarantine):
+            atomic.check_regular(file)
+        with atomic.writing(self.sink):
             self.sink.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.sink.with_name(f".{self.sink.name}.lock"))
-            lock.acquire(timeout=0)
-        except Timeout as error:  # an OSError itself: it comes first
-            raise RunBusyError(
-                f"another process writes {self.sink}: wait for it, or {self.remedy}"
-            ) from error
-        except OSError as error:
-            raise atomic.storage_error(self.sink, None, error) from error
+        busy = f"another process writes {self.sink}: wait for it, or {self.remedy}"
+        lock = locks.take(self.sink.with_name(f".{self.sink.name}.lock"), busy)
         try:
             known = self._recorded()
             self.tally, self.finished = known.tally, known.finished
@@ -307,10 +301,12 @@ class Sink:
 
         Killed in between, the next start does the rest.
         """
+        beside = quarantine_of(target)
+        for file in (target, beside):
+            atomic.check_regular(file)
         try:
             if not self.finished:
                 self._record(self.tally, (self._kept.tell(), self._failed.tell()), finished=True)
-            beside = quarantine_of(target)
             if self.quarantine.exists() and not self.quarantine.stat().st_size:
                 beside.unlink(missing_ok=True)
                 self.quarantine.unlink()

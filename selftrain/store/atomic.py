@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,10 @@ from selftrain.errors import StorageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RUST = re.compile(r"\(os error (\d+)\)")
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 TEMPORARY = ".*.tmp"  # what a killed process may leave behind; safe to remove while nobody writes
 _OURS = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 _SWEPT: set[Path] = set()
@@ -31,8 +36,13 @@ def replacing(path: Path, size: int | None = None, mode: int = 0o666) -> Iterato
     """Give a temporary path beside `path`; on success it takes the place of `path`, else it is removed.
 
     The folder is made if need be, and flushed after the move: a kill, a power cut or a full disk leaves the
-    old file or the new one. `size` is said where the disk is full; `mode` is less the umask.
+    old file or the new one. `size` is said where the disk is full; `mode` is less the umask. A link is itself
+    replaced: what it points to may be anyone's. `followed` is for a path that a person has named.
+
+    Raises:
+        StorageError: `path` is no regular file, or the disk refuses.
     """
+    check_regular(path)
     with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
@@ -42,6 +52,38 @@ def replacing(path: Path, size: int | None = None, mode: int = 0o666) -> Iterato
                 os.fsync(written.fileno())
             part.replace(path)
             sync_folder(path.parent)
+
+
+def followed(path: Path) -> Path:
+    """Return the path to write where a person has named one: what it points to, where it is a link.
+
+    Raises:
+        StorageError: Something is there that is no regular file, or the links go in a circle.
+    """
+    with writing(path):
+        if path.is_symlink():
+            target = Path(os.path.realpath(path))
+            if target.is_symlink():  # links in a circle lead nowhere
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            path = target
+        check_regular(path)
+    return path
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to replace, or to open, what is there and no regular file: it could not be put back.
+
+    Opening a FIFO waits for a reader, and a device that became a file is missing to every program.
+    """
+    try:
+        found = _KINDS.get(stat.S_IFMT(path.lstat().st_mode))
+    except OSError:  # nothing there; or nothing that may be seen: who writes there says so
+        return
+    if found is not None:
+        raise StorageError(
+            f"{path} is {found}; expected a file to write, or nothing yet: it is left as it is. Name another"
+            ' one, or "-" where the command can print to standard output'
+        )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -95,6 +137,8 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except StorageError:  # an OSError itself, and it has its words
+        raise
     except OSError as error:
         raise storage_error(path, size, error) from error
     except Exception as error:

@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import tomli_w
-from filelock import FileLock, Timeout
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
@@ -41,8 +40,8 @@ from selftrain._util.files import check_regular, read_json
 from selftrain._util.object_urls import refuse
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
-from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
-from selftrain.store import atomic, checksums
+from selftrain.errors import RunMismatchError, RunStateError, StorageError
+from selftrain.store import atomic, checksums, locks
 
 T = TypeVar("T")
 
@@ -164,15 +163,8 @@ class RunFolder:
         """
         with atomic.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:  # an OSError itself: it comes first
-            raise RunBusyError(
-                f"another process works on the run {self.path}: wait for it to end, or give another --out"
-            ) from error
-        except OSError as error:
-            raise atomic.storage_error(self.path / ".lock", None, error) from error
+        busy = f"another process works on the run {self.path}: wait for it to end, or give another --out"
+        lock = locks.take(self.path / ".lock", busy)
         try:
             yield self
         finally:
