@@ -136,6 +136,7 @@ def _line(first: str, cells: Sequence[str]) -> str:
 LABELS = (Column("n=100", 100), Column("n=50", 50))
 MORE_LABELS = (Column("n=250", 250), *LABELS)
 LOOP = (
+    Row("SetFit, its encoder trained on the labels", "setfit"),
     Row("labels only, logistic regression (C=1)", "labels_only C=1"),
     Row("labels only, logistic regression (C=10)", "labels_only C=10"),
     Row("scikit-learn's SelfTrainingClassifier (C=1, threshold .75)", "sklearn_self_training C=1"),
@@ -148,7 +149,6 @@ LOOP = (
     Row("all labels of the pool, the loop's classifier", "all_labels_head", ceiling=True),
     Row("all labels of the pool, logistic regression (C=1)", "all_labels C=1", ceiling=True),
 )
-LOOP_ON_WORDS = (Row("SetFit, its encoder trained on the labels", "setfit"), *LOOP)
 WORDS = ("sentiment140", "hateful-memes", "tweeteval-offensive")
 JUDGED = ("hatebiasnet", "hatevlms_mami", "hatexplain", "tweeteval_hate")
 EMOTION = ("emotion, agents 0.8, shared 0.7",)
@@ -219,8 +219,9 @@ VARIANTS = {
     "agentps": ("yes", "at their answer tokens"),
 }
 PAIRS = "pairs, exactly one"
-EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (100, 50) for told, asked in
+EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (250, 100, 50) for told, asked in
                    (("500 posts asked", "500"), ("whole pool", "all")))  # fmt: skip
+USUAL_SIZE = (Column("100 labels, 500 posts asked", 100, "500"),)
 
 
 def _loop_parts(figures: Figures, name: str) -> Iterator[str]:
@@ -384,7 +385,7 @@ def _pools(figures: Figures) -> Iterator[str]:
 
 
 def _words(name: str, figures: Figures) -> Iterator[str]:
-    yield from means(figures, LOOP_ON_WORDS, MORE_LABELS, dataset=name)
+    yield from means(figures, LOOP, MORE_LABELS, dataset=name)
 
 
 def first_page() -> Iterator[str]:
@@ -398,16 +399,16 @@ def first_page() -> Iterator[str]:
 
 Lines = Callable[[Figures], Iterator[str]]
 TABLES: Mapping[str, tuple[str, Lines]] = {
-    "hsol": ("hsol", lambda figures: means(figures, LOOP_ON_WORDS, MORE_LABELS)),
+    "hsol": ("hsol", lambda figures: means(figures, LOOP, MORE_LABELS)),
     "harmeme": ("harmeme", lambda figures: means(figures, LOOP, MORE_LABELS)),
     **{name: ("words", partial(_words, name)) for name in WORDS},
     "judges": ("judges", lambda figures: points(figures, JUDGED, JUDGES, EVERY_SIZE)),
-    "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),
-    "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], reference="ours")),
+    "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, USUAL_SIZE)),
+    "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, USUAL_SIZE, reference="ours")),
     "frontier": ("judges", lambda figures: frontier.lines(figures, JUDGED)),
     "whole run": ("hsol", lambda figures: _single(figures, WHOLE_RUN)),
     "same gain": ("judges", lambda figures: frontier.same_gain(figures, JUDGED)),
-    "emotion": ("emotion", lambda figures: points(figures, EMOTION, JUDGES, EVERY_SIZE[:2])),
+    "emotion": ("emotion", lambda figures: points(figures, EMOTION, JUDGES, EVERY_SIZE)),
     "hsol parts": ("hsol", lambda figures: _loop_parts(figures, "hsol")),
     "harmeme parts": ("harmeme", lambda figures: _loop_parts(figures, "harmeme")),
     "act": ("act", _act),
@@ -477,16 +478,16 @@ def written(page: Path) -> str:
 
 
 def draw(figures: Figures, file: Path) -> None:
-    """Draw points of macro-F1 over the labels alone, with intervals: a panel a column, a row a method."""
+    """Draw points of macro-F1 over the labels alone, with intervals: a panel a column, a line a method."""
     import matplotlib as mpl
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9})
-    drawn, panels = plt.subplots(1, len(EVERY_SIZE), figsize=(11, 3.2), sharey=True, layout="constrained")
+    drawn, panels = plt.subplots(2, 3, figsize=(11, 6), sharex=True, sharey=True, layout="constrained")
     places = range(len(JUDGES))
-    for panel, column in zip(panels, EVERY_SIZE, strict=True):
+    for panel, column in zip(panels.T.flat, EVERY_SIZE, strict=True):
         found = [_over(figures, JUDGED, row.method, column, "macro_f1", "labels_only") for row in JUDGES]
         spread = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
         colors = [
@@ -497,8 +498,8 @@ def draw(figures: Figures, file: Path) -> None:
         panel.axvline(0, color="#bbbbbb", linewidth=0.8)
         panel.set_title(column.label, fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(places, [row.label for row in JUDGES])
-    panels[0].invert_yaxis()
+    panels[0, 0].set_yticks(places, [row.label for row in JUDGES])
+    panels[0, 0].invert_yaxis()
     drawn.supxlabel("points of test macro-F1 over logistic regression on the labels alone", fontsize=9)
     drawn.savefig(file, metadata={"Date": None})
     plt.close(drawn)
