@@ -157,7 +157,10 @@ def storage_error(path: Path, size: int | None, error: OSError) -> StorageError:
             f"the disk is full: {path}{needed} could not be written. Free some space and start the same"
             " command again; what was finished is kept"
         )
-    return StorageError(f"cannot write {path}: {error.strerror or error}. Check the folder's permissions")
+    advice = "Check the folder's permissions"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        advice = "What stands there is no folder: name another place, or move it"
+    return StorageError(f"cannot write {path}: {error.strerror or error}. {advice}")
 
 
 def _beside(path: Path) -> Path:

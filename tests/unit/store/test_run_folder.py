@@ -79,6 +79,13 @@ def test_a_refusing_disk_is_told_from_a_full_one(tmp_path, monkeypatch):
         atomic.write_text(tmp_path / "file", "new")
 
 
+def test_a_file_in_the_place_of_a_folder_is_told_as_that(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot write .*What stands there is no folder"):
+        atomic.write_text(tmp_path / "file" / "run.json", "new")
+    assert (tmp_path / "file").is_file()
+
+
 def test_what_was_written_is_synced_before_it_takes_its_place(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, Path.replace
