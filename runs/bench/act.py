@@ -106,14 +106,13 @@ def run(args: argparse.Namespace) -> int:
         DataError: The data is not there; the message says where to get it.
     """
     figures = Figures(args.json)
-    seeds = args.seeds
     if args.part in ("training", "all"):
         for name in args.datasets.split(","):
-            _training(figures, name, seeds, args)
+            _training(figures, name, args)
     if args.part in ("coverage", "all"):
         act_coverage.measure(figures, AUCS, args.reviews)
     if args.part in ("loop", "all"):
-        act_loop.measure(figures, args.data or Path(), seeds)
+        act_loop.measure(figures, args.data or Path(), args.seeds)
     if args.part in ("reviewers", "all"):
         act_reviewers.measure(figures)
     print("\n".join(figures.table()))
@@ -133,11 +132,11 @@ def run(args: argparse.Namespace) -> int:
 # ---- training on what a budget buys -----------------------------------------------------------------
 
 
-def _training(figures: Figures, name: str, seeds: Sequence[int], args: argparse.Namespace) -> None:
+def _training(figures: Figures, name: str, args: argparse.Namespace) -> None:
     if name not in ACCURACIES:
         raise DataError(f"no data set is called {name!r}: expected some of {', '.join(ACCURACIES)}")
     tweets = read_tweets(args.data, name, args.cache)
-    for seed in seeds:
+    for seed in args.seeds:
         for errors in args.errors:
             for part in measure(figures, tweets, name, seed, errors):
                 figures.add(part)

@@ -92,8 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sizes(args: argparse.Namespace) -> list[tuple[str, int]]:
     """Return each part that is asked for, with each of its sizes."""
-    pools, verdicts = args.pools, args.verdicts
-    sizes = {"serve": [args.posts], "filter": [args.posts], "loop": pools, "report": verdicts}
+    sizes = {"serve": [args.posts], "filter": [args.posts], "loop": args.pools, "report": args.verdicts}
     if unknown := sorted(set(args.parts.split(",")) - set(sizes)):
         raise DataError(f"no part is called {unknown}: expected some of {', '.join(sizes)}")
     return [(part, n) for part in args.parts.split(",") for n in sizes[part]]

@@ -53,9 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is not trained yet, and print the tables."""
-    sizes = args.posts
     for seed in args.seeds:
-        train, validation, test = _drawn(args.data / "hsol", sizes, seed)
+        train, validation, test = _drawn(args.data / "hsol", args.posts, seed)
         for weights in args.weights.split(","):
             out = args.work / f"{weights}-{seed}"
             _measure(out, [*train, *validation], test, weights=weights, seed=seed, epochs=args.epochs)

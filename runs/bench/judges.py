@@ -147,9 +147,9 @@ class Trial:
     @cached_property
     def head(self) -> Student:
         """The product's head on the labels alone."""
-        from runs.bench.peers import train_student
+        from runs.bench.peers import train_on_labels
 
-        return train_student(self.corpus, *_nothing(self.corpus), self.seed)
+        return train_on_labels(self.corpus, self.seed)
 
     def least_sure(self, count: int) -> IntArray:
         """Return the pool posts that a peer asks about: the head on the labels is least sure of them."""
@@ -177,11 +177,6 @@ class Trial:
 
         test = self.corpus.test
         return _figures(evaluate(self.corpus.labels[test], student.logits(self.corpus, test)))
-
-
-def _nothing(corpus: Corpus) -> tuple[IntArray, FloatArray]:
-    """Return no pool post and no probability."""
-    return np.empty(0, np.int64), np.empty((0, len(corpus.classes)))
 
 
 def _figures(measured: SplitMetrics) -> dict[str, float]:
@@ -226,10 +221,9 @@ def _labels_only_head(trial: Trial, asked: int) -> dict[str, float]:
 
 def _all_labels_head(trial: Trial, asked: int) -> dict[str, float]:
     from runs.bench.baselines import told
-    from runs.bench.peers import train_student
+    from runs.bench.peers import train_on_labels
 
-    corpus = told(trial.corpus)
-    return trial.score(train_student(corpus, *_nothing(corpus), trial.seed))
+    return trial.score(train_on_labels(told(trial.corpus), trial.seed))
 
 
 def _one_model(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
@@ -312,7 +306,7 @@ def _loop(
 
 def _agents_alone(trial: Trial, asked: int) -> dict[str, float]:
     """Learn what the agents agree on, and no label by people: posts are drawn, not chosen by a classifier."""
-    from runs.bench.peers import majority, train_student
+    from runs.bench.peers import majority, train_on_labels
 
     corpus = trial.corpus
     drawn = np.random.RandomState(trial.seed).permutation(corpus.pool)[:asked]
@@ -322,7 +316,7 @@ def _agents_alone(trial: Trial, asked: int) -> dict[str, float]:
     labels = corpus.labels.copy()
     labels[drawn[known]] = probs[known].argmax(1)
     told = replace(corpus, labels=labels, labelled=drawn[known])
-    student = train_student(told, *_nothing(told), trial.seed)
+    student = train_on_labels(told, trial.seed)
     return trial.score(student) | {"asked": float(len(drawn)), "calls": float(calls)}
 
 

@@ -43,7 +43,7 @@ def train_student(corpus: Corpus, positions: IntArray, probs: FloatArray, seed: 
 
     Args:
         corpus: Posts, labels and features.
-        positions: [N] pool posts; none of them, and it is the head on the labels alone: the loop's round 0.
+        positions: [N] pool posts.
         probs: [N, K] in [0, 1].
         seed: Of the head's draws.
     """
@@ -59,6 +59,11 @@ def train_student(corpus: Corpus, positions: IntArray, probs: FloatArray, seed: 
     trainer = HeadTrainer()
     loss = AgainstRest((PNULoss(form="pn"),) * len(columns)).for_round(groups, lambda: [0.5] * len(columns))
     return Student(trainer.fit(corpus, training, loss=loss, seed=seed, where="student", start=None), trainer)
+
+
+def train_on_labels(corpus: Corpus, seed: int) -> Student:
+    """Train a head on the labelled posts alone: the loop's round 0."""
+    return train_student(corpus, np.empty(0, np.int64), np.empty((0, len(corpus.classes))), seed)
 
 
 def majority(answers: IntArray, classes: int = 2) -> FloatArray:

@@ -60,10 +60,9 @@ def run(args: argparse.Namespace) -> int:
     from backbones import load_backbone
 
     figures, backbone = Figures(args.json), load_backbone("minilm_efficientnet")
-    sizes = tuple(args.n)
     for judged in find_sets(args.data, args.sets):
         probs = outside_probs(judged)
-        for n in sizes:
+        for n in args.n:
             for seed in args.seeds:
                 if figures.has(STUDY, f"{PANELS[-1]}: heard", n, seed, dataset=judged.name):
                     continue
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                     for name, values in measure(trial, probs)
                     for one in values.items()
                 ])  # fmt: skip
-    print("\n".join(table(figures, sizes)))
+    print("\n".join(table(figures, args.n)))
     return 0
 
 

@@ -33,6 +33,11 @@ def cache_home() -> Path:
     return Path(home).expanduser() / "selftrain"
 
 
+def kind_of(mode: int) -> str | None:
+    """Return what a mode says that something is: "a FIFO"; None where it is a regular file, or a link."""
+    return _KINDS.get(stat.S_IFMT(mode))
+
+
 def check_regular(path: Path, most: int | None = None) -> None:
     """Refuse what is no regular file, links followed, or holds more than `most` bytes.
 
@@ -41,7 +46,7 @@ def check_regular(path: Path, most: int | None = None) -> None:
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+        kind = kind_of(found.st_mode) or "no file"
         raise OSError(errno.EINVAL, f"it is {kind}, expected a regular file", str(path))
     if most is not None and found.st_size > most:
         raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, at most {most:,} are read", str(path))

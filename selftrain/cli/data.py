@@ -47,14 +47,10 @@ def check(
     )
     shown = sys.stderr.isatty() and not as_json
     pictures = {path for post in report.posts for path in post.images}
-    copies, conflicts = list[duplicates.DuplicateGroup](), list[tuple[posts.Post, ...]]()
-    if no_duplicates:
-        report = report.without_pictures(matching.undecodable(pictures, workers=workers, progress=shown))
-    else:
-        hashed = matching.decode_and_hash(pictures, workers=workers, progress=shown)
-        report = report.without_pictures(hashed.unread)
-        copies = duplicates.find_duplicates(report.posts, hashes=hashed.hashes)
-        conflicts = duplicates.conflicting_labels(report.posts)
+    hashed = matching.decode_and_hash(pictures, workers=workers, progress=shown)
+    report = report.without_pictures(hashed.unread)
+    copies = [] if no_duplicates else duplicates.find_duplicates(report.posts, hashes=hashed.hashes)
+    conflicts = [] if no_duplicates else duplicates.conflicting_labels(report.posts)
     if as_json:
         print(json.dumps(_document(report, copies, conflicts), indent=2))
     else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -65,7 +66,43 @@ def _at_work(model: Path, engine: on_ray.OnRay | None, **reading: Any) -> stream
     )  # fmt: skip
 
 
+class Together(NamedTuple):
+    """How requests share model calls."""
+
+    max_batch: Annotated[int, option("Posts of one model call.", min=1, metavar="N", panel=TOGETHER)] = 32
+    max_wait_ms: Annotated[
+        float, option("How long a post waits for others to share its call.", metavar="MS", panel=TOGETHER)
+    ] = 5.0
+    max_queue: Annotated[int, option("Posts that may wait.", min=1, metavar="N", panel=TOGETHER)] = 1024
+
+    def batching(self) -> server.Batching:
+        """Return it in seconds."""
+        return server.Batching(self.max_batch, self.max_wait_ms / 1000, self.max_queue)
+
+
+class Limits(NamedTuple):
+    """What a request may bring."""
+
+    max_body_mb: Annotated[float, option("Size of a request.", metavar="MB", panel=LIMITS)] = 20.0
+    max_posts: Annotated[int, option("Posts of a request.", min=1, metavar="N", panel=LIMITS)] = 256
+    max_text: MaxText = 20_000
+    max_image_mb: Annotated[float, option("Size of an image file.", metavar="MB", panel=LIMITS)] = 10.0
+    max_pixels: MaxPixels = 50_000_000
+    max_work: Annotated[
+        int,
+        option(
+            "Of decoding all images of a request, in pixels of a grey PNG.", min=1, metavar="N", panel=LIMITS
+        ),
+    ] = 200_000_000
+
+    def of_requests(self) -> wire.RequestLimits:
+        """Return it in bytes."""
+        body, image = int(self.max_body_mb * 1e6), int(self.max_image_mb * 1e6)
+        return wire.RequestLimits(body, self.max_posts, self.max_text, image, self.max_pixels, self.max_work)
+
+
 @app.command(epilog="Example: selftrain serve runs/mine --port 8080")
+@options.grouped
 def serve(
     model: options.Model,
     *,
@@ -82,22 +119,8 @@ def serve(
     threads: Annotated[
         int | None, option("Of the model; by default all cores it may use.", min=1, metavar="N")
     ] = None,
-    max_batch: Annotated[int, option("Posts of one model call.", min=1, metavar="N", panel=TOGETHER)] = 32,
-    max_wait_ms: Annotated[
-        float, option("How long a post waits for others to share its call.", metavar="MS", panel=TOGETHER)
-    ] = 5.0,
-    max_queue: Annotated[int, option("Posts that may wait.", min=1, metavar="N", panel=TOGETHER)] = 1024,
-    max_body_mb: Annotated[float, option("Size of a request.", metavar="MB", panel=LIMITS)] = 20.0,
-    max_posts: Annotated[int, option("Posts of a request.", min=1, metavar="N", panel=LIMITS)] = 256,
-    max_text: MaxText = 20_000,
-    max_image_mb: Annotated[float, option("Size of an image file.", metavar="MB", panel=LIMITS)] = 10.0,
-    max_pixels: MaxPixels = 50_000_000,
-    max_work: Annotated[
-        int,
-        option(
-            "Of decoding all images of a request, in pixels of a grey PNG.", min=1, metavar="N", panel=LIMITS
-        ),
-    ] = 200_000_000,
+    together: Together,
+    limits: Limits,
     allow_host: Annotated[
         list[str],
         several(
@@ -126,36 +149,73 @@ def serve(
     ended = server.serve(
         lambda: load_predictor.load_predictor(model, threads=count),
         host=host, port=port, key=key, names=allow_host, tell=echo,
-        batching=server.Batching(max_batch, max_wait_ms / 1000, max_queue),
-        limits=wire.RequestLimits(
-            int(max_body_mb * 1e6), max_posts, max_text, int(max_image_mb * 1e6), max_pixels, max_work
-        ),
+        batching=together.batching(), limits=limits.of_requests(),
     )  # fmt: skip
     if not ended:
         sys.stderr.flush()
         os._exit(0)
 
 
-def _operating_point(
-    opened: predictor.Predictor,
-    scores: predictor.ValidationScores,
-    precision: float | None,
-    recall: float | None,
-) -> operating_points.OperatingPoint:
-    """Return from which probability posts pass: by what was asked for, or as it was set with the model."""
-    if recall is not None:
-        return operating_points.find_threshold(scores, operating_points.Goal("recall", recall))
-    if precision is not None:
-        return operating_points.find_threshold(scores, operating_points.Goal("precision", precision))
-    if opened.threshold is None:
-        raise ServingError(f"no threshold was set with {opened.name}: give --precision or --recall")
-    return operating_points.point_at(scores, opened.threshold)
-
-
 def _share(value: float | None) -> float | None:
     if value is not None and not 0 < value <= 1:
         raise typer.BadParameter(f"{value:g}; expected a share above 0 and at most 1")
     return value
+
+
+class Passing(NamedTuple):
+    """Which posts pass."""
+
+    precision: Annotated[
+        float | None,
+        option(
+            "At least this share of the validation posts that pass is positive, for instance .80. Without"
+            " this and --recall, the threshold that was set with the model.",
+            metavar="P",
+            callback=_share,
+        ),
+    ] = None
+    recall: Annotated[
+        float | None,
+        option("At least this share of the positive posts passes.", metavar="R", callback=_share),
+    ] = None
+    validation: Annotated[
+        Path | None,
+        option(
+            "Labelled posts to choose the threshold on; by default the model's own validation posts.",
+            metavar="MANIFEST",
+            **options.TABLE,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Refuse two ways to choose the threshold."""
+        if self.precision is not None and self.recall is not None:
+            raise ServingError("--precision and --recall are given; expected one of the two")
+
+    def threshold(self, opened: predictor.Predictor, columns: Mapping[str, str]) -> float:
+        """Return from which probability on, and tell what validation posts say of it."""
+        scores, left_out = streams.validation_scores(opened, self.validation, columns)
+        point = self._point(opened, scores)
+        echo(f"posts pass from probability {point.threshold:.6f} of {opened.positive!r} on")
+        echo(
+            f"on {point.posts} validation posts, {point.positives} of them positive (95 % intervals):"
+            f" precision {point.precision}, recall {point.recall}"
+        )
+        if left_out:
+            echo(f"{left_out} rows of the validation posts could not be read or scored")
+        return point.threshold
+
+    def _point(
+        self, opened: predictor.Predictor, scores: predictor.ValidationScores
+    ) -> operating_points.OperatingPoint:
+        """Return what was asked for, or what was set with the model."""
+        if self.recall is not None:
+            return operating_points.find_threshold(scores, operating_points.Goal("recall", self.recall))
+        if self.precision is not None:
+            return operating_points.find_threshold(scores, operating_points.Goal("precision", self.precision))
+        if opened.threshold is None:
+            raise ServingError(f"no threshold was set with {opened.name}: give --precision or --recall")
+        return operating_points.point_at(scores, opened.threshold)
 
 
 @app.command(
@@ -176,27 +236,7 @@ def filter_stream(
         ),
     ],
     sink: Annotated[Path, options.written("JSON lines: the posts that pass.")],
-    precision: Annotated[
-        float | None,
-        option(
-            "At least this share of the validation posts that pass is positive, for instance .80. Without"
-            " this and --recall, the threshold that was set with the model.",
-            metavar="P",
-            callback=_share,
-        ),
-    ] = None,
-    recall: Annotated[
-        float | None,
-        option("At least this share of the positive posts passes.", metavar="R", callback=_share),
-    ] = None,
-    validation: Annotated[
-        Path | None,
-        option(
-            "Labelled posts to choose the threshold on; by default the model's own validation posts.",
-            metavar="MANIFEST",
-            **options.TABLE,
-        ),
-    ] = None,
+    passing: Passing,
     reading: options.Reading,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
@@ -207,23 +247,13 @@ def filter_stream(
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
-    if precision is not None and recall is not None:
-        raise ServingError("--precision and --recall are given; expected one of the two")
+    passing.check()
     engine, named = workers.engine(), reading.named
     tolerance = reading.tolerance(streams.ANY_NUMBER)
     work = _at_work(model, engine, columns=named, tolerance=tolerance, max_pixels=max_pixels)
-    opened = work.predictor
-    scores, left_out = streams.validation_scores(opened, validation, named)
-    point = _operating_point(opened, scores, precision, recall)
-    echo(f"posts pass from probability {point.threshold:.6f} of {opened.positive!r} on")
-    echo(
-        f"on {point.posts} validation posts, {point.positives} of them positive (95 % intervals):"
-        f" precision {point.precision}, recall {point.recall}"
-    )
-    if left_out:
-        echo(f"{left_out} rows of the validation posts could not be read or scored")
+    threshold = passing.threshold(work.predictor, named)
     counts = streams.filter_posts(
-        work, str(source), sink, threshold=point.threshold, text_limit=text_limit, tell=echo
+        work, str(source), sink, threshold=threshold, text_limit=text_limit, tell=echo
     )
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:

@@ -34,10 +34,7 @@ def _on_a_disk(given: Any) -> Any:  # noqa: ANN401 -- whatever an option holds
 
 def _file(named: str | None) -> str | None:
     """Return the file that a text names, "-" as it is; see `_to_write`."""
-    if named is None or named == "-":
-        return named
-    refuse(named)
-    return str(atomic.followed(Path(named)))
+    return named if named in (None, "-") else str(_to_write(Path(named)))
 
 
 def _to_write(named: Path | None) -> Path | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 
-Result = TypeVar("Result")
 _NOISE = re.compile(r"(?:https?://|www\.)\S+|(?<!\w)@\w+|(?<!\w)rt(?=\s*@)", re.IGNORECASE)
 
 
@@ -63,7 +62,6 @@ HASH_BITS = 64
 HASH_DISTANCE = 4
 # grey levels, of 255, between the darkest and the lightest spot, below which a hash would be noise
 _FLAT = 8
-_SIDE = 128  # pixels; what the hash is computed of is smaller
 _LOG = logging.getLogger(__name__)
 
 
@@ -96,37 +94,24 @@ def hash_images(paths: Iterable[Path], *, workers: int = 0, progress: bool = Fal
 
 def decode_and_hash(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> HashedImages:
     """Decode every image once: hash it, or say why it cannot be decoded."""
-    return HashedImages(*_decoded(paths, _hash, "hashing images", workers, progress=progress))
-
-
-def undecodable(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> dict[Path, str]:
-    """Decode every image once, and say of those that cannot be decoded why, as `decode_and_hash` does."""
-    return _decoded(paths, _decode_only, "decoding images", workers, progress=progress)[1]
-
-
-def _decoded(
-    paths: Iterable[Path], decode: Callable[[Path], Result], desc: str, workers: int, *, progress: bool
-) -> tuple[dict[Path, Result], dict[Path, str]]:
     ordered = sorted(set(paths))
-    found, unread = dict[Path, Result](), dict[Path, str]()
-    bar = ProgressBar(desc=desc, total=len(ordered), unit="image", disable=not (progress and ordered))
-    for path, one in zip(ordered, bar.over(prefetch_images(ordered, decode, workers)), strict=True):
+    found = HashedImages({}, {})
+    bar = ProgressBar(
+        desc="hashing images", total=len(ordered), unit="image", disable=not (progress and ordered)
+    )
+    for path, one in zip(ordered, bar.over(prefetch_images(ordered, _hash, workers)), strict=True):
         if isinstance(one, ImageError):
-            unread[path] = str(one)
+            found.unread[path] = str(one)
         else:
-            found[path] = one
-    return found, unread
-
-
-def _decode_only(path: Path) -> None:
-    open_image(path, target_size=_SIDE)
+            found.hashes[path] = one
+    return found
 
 
 def _hash(path: Path) -> ImageHash:
     import imagehash
 
     # a JPEG is decoded at a fraction of its size, which is more than the hash looks at
-    grey = open_image(path, target_size=_SIDE).convert("L")
+    grey = open_image(path, target_size=128).convert("L")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -12,20 +12,16 @@ import json
 import os
 import re
 import secrets
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.files import kind_of
 from selftrain.errors import StorageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RUST = re.compile(r"\(os error (\d+)\)")
-_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-}  # fmt: skip
 TEMPORARY = ".*.tmp"  # what a killed process may leave behind; safe to remove while nobody writes
 _OURS = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 _SWEPT: set[Path] = set()
@@ -76,7 +72,7 @@ def check_regular(path: Path) -> None:
     Opening a FIFO waits for a reader, and a device that became a file is missing to every program.
     """
     try:
-        found = _KINDS.get(stat.S_IFMT(path.lstat().st_mode))
+        found = kind_of(path.lstat().st_mode)
     except OSError:  # nothing there; or nothing that may be seen: who writes there says so
         return
     if found is not None:
