@@ -14,7 +14,6 @@ from mllm_families import llava_onevision, picture
 
 from backbones.mllm.answering import AnsweringModel, adapt
 from backbones.mllm.prompts import Wording
-from backbones.smollm2 import load_tokenizer
 from runs.bench.agentps_speed import tiny_mllm
 from selftrain.agentps.checkpoint import FORMAT, AgentPSModel, merge_adapters
 from selftrain.agentps.dataset import Example, question_set
@@ -27,7 +26,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task
 
-_tokenizer = cache(load_tokenizer)  # out of the package's file it takes seconds
+_embedded = cache(tiny_mllm)  # its tokenizer takes seconds, its weights half of one
 
 
 @contextmanager
@@ -45,7 +44,7 @@ def accelerating(**kinds):
 
 def tiny_embedded():
     """smollm2_efficientnet with a small random language model."""
-    return tiny_mllm(deepcopy(_tokenizer()))
+    return replace(_embedded(), module=deepcopy(_embedded().module))
 
 
 TASK = Task(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ STUDIES = {
         "what a euro buys, as labels by people and as answers of models",
         "--json docs/benchmarks/judges.jsonl",
     ),
-    "pools": Study("seconds and memory of a whole run as its pool grows", "--n 1000,2000"),
+    "pools": Study("seconds and memory of a whole run as its pool grows", "--n 1000"),
     "agents": Study(
         "vision-language agents on a vLLM server: speed, cache, cost, injections",
         "--posts 8 --repeats 1 --parts throughput,cache,client",
@@ -87,11 +88,11 @@ STUDIES = {
     ),
     "scale": Study(
         "posts by the workers of a Ray cluster beside one process: time, memory, the same bytes",
-        "--n 2000 --encoded 0 --repeats 1",
+        "--n 2000 --encoded 0 --repeats 1 --methods 'in process,2 workers'",
     ),
     "cost": Study(
         "core seconds predicted from few posts beside what many took, and the hours of very many",
-        "--small 60 --words 600 --pictured 300 --pool 9000 --repeats 1",
+        "--small 20 --words 60 --pictured 40 --pool 1500 --repeats 1",
     ),
     "speed": Study(
         "a whole run, features cached, by this code and by that of another commit", "--repeats 1 --most 300"
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if "--quick" in args.options:  # before the others: who gives an option again means the last one
         args.options.remove("--quick")
-        args.options = [*STUDIES[args.study].quick.split(), *args.options]
+        args.options = [*shlex.split(STUDIES[args.study].quick), *args.options]
     try:
         return run_features(args.options) if args.study == "features" else run_study(args.study, args.options)
     except (SelftrainError, AgentError) as error:

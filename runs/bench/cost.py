@@ -122,7 +122,7 @@ class Sizes(NamedTuple):
 def write(folder: Path, sizes: Sizes) -> None:
     """Write a trained model, and the posts of each size, labels and recipe beside those of a run."""
     with redirect_stdout(sys.stderr):
-        train_on_drawn(folder / "model")
+        train_on_drawn(folder / "model", 100)  # however good: what it costs is asked
     for n in (sizes.small, sizes.words):
         scale.write_posts(folder / f"{n}.jsonl", n)
     for n in (*sizes.line, sizes.pool):

@@ -93,9 +93,9 @@ def bodies_of_a_run(folder: Path) -> list[bytes]:
     return [_body(row, folder / "data") for row in train_on_drawn(folder)]
 
 
-def train_on_drawn(folder: Path) -> list[dict[str, Any]]:
+def train_on_drawn(folder: Path, posts: int = 300) -> list[dict[str, Any]]:
     """Train a model in `folder` / "run", and return the rows of its posts, pictures beside them in "data"."""
-    draw_posts(folder / "data", 300)
+    draw_posts(folder / "data", posts)
     (folder / "recipe.toml").write_text(RECIPE)
     run_recipe(folder / "recipe.toml", out=folder / "run")
     return [json.loads(line) for line in (folder / "data" / "manifest.jsonl").read_text().splitlines()]

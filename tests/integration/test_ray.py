@@ -274,7 +274,8 @@ def test_the_command_labels_with_a_run_as_one_process_does(cluster, small_run, t
     words = ["predict", str(small_run), str(manifest), "--max-bad-share", "1", "--out"]
     assert main([*words, str(tmp_path / "here.csv")]) == 0
     told = capsys.readouterr().out.replace("here", "there")
-    assert main([*words, str(tmp_path / "there.csv"), "--ray", cluster.address]) == 0
+    one = ["--ray-workers", "1"]  # there is one block: a second worker would be started in vain
+    assert main([*words, str(tmp_path / "there.csv"), "--ray", cluster.address, *one]) == 0
     assert capsys.readouterr().out == told
     assert bytes_of(tmp_path / "there.csv") == bytes_of(tmp_path / "here.csv")
     reasons = [json.loads(line)["reason"] for line in bytes_of(tmp_path / "here.csv")[1].splitlines()]
@@ -343,12 +344,12 @@ def test_workers_ask_a_model_and_no_answer_is_bought_twice(cluster, url, tmp_pat
 
 
 @pytest.fixture
-def place_for_nodes(tmp_path):
+def place_for_nodes(tmp_path, quickstart_cache):
     """The environment of a shell in which nodes are started; they are ended with the test."""
     sessions = tempfile.mkdtemp(prefix="ray")  # of a short name: sockets lie in it
     yield os.environ | {
         "HOME": str(tmp_path), "RAY_TMPDIR": sessions, "PYTHONPATH": str(HERE.parents[1]),
-        "SELFTRAIN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
+        "SELFTRAIN_CACHE": str(quickstart_cache), "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }  # fmt: skip
     for one in psutil.process_iter(["cmdline"]):

@@ -28,7 +28,7 @@ TYPED = {
     "act": ["--data", "{data}", "--part", "coverage", "--reviews", "50"],
     "judges": [
         "--data", "{data}/judgments", "--sets", "hatexplain",
-        "--methods", "labels_only,dawid_skene,article,ours",
+        "--methods", "labels_only,dawid_skene,ours", "--seeds", "0",
     ],
     "harmeme": ["--data", "{data}"],
     "words": ["--data", "{data}"],
