@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -16,6 +17,9 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 CHECKOUT = Path(__file__).parents[1]
+
+# torch and transformers leave a million objects for good: to walk them again and again is a tenth of the time
+gc.set_threshold(700, 10, 200)
 
 # Ray's workers give way to every other process by default: beside other tests they would wait for minutes
 os.environ.setdefault("RAY_worker_niceness", "0")

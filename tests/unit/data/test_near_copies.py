@@ -31,7 +31,9 @@ def pieces_of(text):
 
 
 def similarity(ours, theirs):
-    """The Jaccard similarity of two sets."""
+    """The Jaccard similarity of two sets; 0 where their sizes alone put it below what counts."""
+    if NEAR * max(len(ours), len(theirs)) > min(len(ours), len(theirs)):
+        return 0.0
     return len(ours & theirs) / len(ours | theirs)
 
 
