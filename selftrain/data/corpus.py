@@ -153,5 +153,7 @@ def _check(corpus: Corpus) -> None:
                 )
     if not len(corpus.pool):
         raise SplitError(
-            "the pool is empty: add unlabelled posts to the manifest, name a data.pool, or set data.labelled"
+            f"the pool is empty ({len(corpus.labelled):,} labelled, {len(corpus.validation):,} validation,"
+            f" {len(corpus.test):,} test); expected at least 1 post: add unlabelled posts to the manifest,"
+            " name a data.pool, or set data.labelled"
         )

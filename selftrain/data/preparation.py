@@ -30,7 +30,7 @@ from selftrain.data.matching import Embeddings
 from selftrain.data.near_copies import near_copies
 from selftrain.data.post_store import Joined, PositionOf, PostStore
 from selftrain.data.posts import Post
-from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
+from selftrain.data.splits import Splits, parts_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
 from selftrain.engine.mapping import StageRun
 from selftrain.errors import SplitError
@@ -251,26 +251,22 @@ def _split(posts: Mapping[str, Sequence[Post]], task: Task, section: DataSection
     """Build the splits with every label of train still in use: which of them to hide is drawn last."""
     manifest = posts["manifest"]
     _check_split_named(manifest, section)
+    more = posts.get("pool", ()), posts.get("test", ())
     if section.split == "column":
-        return split_by_column(manifest, task, seed=seed, allow_empty_pool=True)
+        parts = parts_by_column(manifest)
+        return split_given(task, *(parts[name] for name in _SPLITS))
     if "validation" in posts:
-        return split_given(
-            task, manifest, posts["validation"], posts.get("pool", ()), posts.get("test", ()),
-            seed=seed, allow_empty_pool=True,
-        )  # fmt: skip
+        return split_given(task, manifest, posts["validation"], *more)
     shares = {
         "train": section.train_share,
         "validation": section.validation_share,
         "test": section.test_share,
     }
     shares = {name: share for name, share in shares.items() if share > 0}
-    splits = split_by_shares(
-        manifest, task, shares, balance=section.balance, seed=seed, allow_empty_pool=True
-    )
+    splits = split_by_shares(manifest, task, shares, balance=section.balance, seed=seed)
     return split_given(
-        task, splits.labelled, splits.validation, Joined(splits.pool, posts.get("pool", ())),
-        (*splits.test, *posts.get("test", ())), seed=seed, allow_empty_pool=True,
-    )  # fmt: skip
+        task, splits.labelled, splits.validation, Joined(splits.pool, more[0]), (*splits.test, *more[1])
+    )
 
 
 def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) -> Splits:
