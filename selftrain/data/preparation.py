@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -48,21 +48,16 @@ class PreparedData(NamedTuple):
     # everything left out: bad rows, copies across splits, posts that could not be encoded
     quarantine: list[Json]
     identity: Json  # what must be the same when the run goes on
-    posts: Iterable[PostDigest]  # says what differs where that is not so
+    posts: Iterator[PostDigest]  # says what differs where that is not so
     stages: tuple[StageRun, ...] = ()  # what was computed for it
 
 
-class PostDigests:
-    """What each post of a corpus is to the run, computed as it is asked for."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
-
-    def __iter__(self) -> Iterator[PostDigest]:
-        for name in _SPLITS:
-            for post in self._corpus.posts_at(getattr(self._corpus, name)):
-                content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
-                yield PostDigest(post.id, name, hashlib.sha256(content).hexdigest()[:16])
+def _post_digests(corpus: Corpus) -> Iterator[PostDigest]:
+    """Yield what each post of a corpus is to the run, computed as it is asked for."""
+    for name in _SPLITS:
+        for post in corpus.posts_at(getattr(corpus, name)):
+            content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
+            yield PostDigest(post.id, name, hashlib.sha256(content).hexdigest()[:16])
 
 
 class SplitPosts(NamedTuple):
@@ -184,7 +179,7 @@ def prepare_split(
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return PreparedData(task, corpus, quarantine, identity, PostDigests(corpus), stages)
+    return PreparedData(task, corpus, quarantine, identity, _post_digests(corpus), stages)
 
 
 def cache_folder(section: BackboneSection) -> Path:
