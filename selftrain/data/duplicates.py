@@ -8,7 +8,6 @@ colour matches only byte for byte.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from selftrain.data.post_store import Joined
 from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
 from selftrain.errors import SplitError
+from selftrain.store.checksums import digest_of
 
 _AT_ONCE = 16_384  # posts whose pictures and texts are compared in one go
 _Node = TypeVar("_Node", bound=Hashable)
@@ -183,7 +183,7 @@ def conflicting_labels(posts: Sequence[Post]) -> list[tuple[Post, ...]]:
 
 def _digests(post: Post) -> tuple[str, ...] | None:
     try:
-        return tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in post.images)
+        return tuple(map(digest_of, post.images))
     except OSError:
         return None
 

@@ -40,8 +40,7 @@ from selftrain.data.columns import (
     resembling,
 )
 from selftrain.data.inline_pictures import is_kept, keep_picture
-from selftrain.data.met_ids import MetIds
-from selftrain.data.post_store import Chosen, PostStore
+from selftrain.data.post_store import Chosen, MetIds, PostStore
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.tables import RawRow, Table, fold, is_odd, open_table
 from selftrain.data.task import Task
@@ -59,6 +58,7 @@ from selftrain.data.values import (
     text_of,
 )
 from selftrain.errors import ManifestError, QuarantineError
+from selftrain.store.checksums import digest_of
 from selftrain.store.objects import Beside
 
 Item = TypeVar("Item")
@@ -567,10 +567,8 @@ def _unchanged(written: str, folder: Path, digest: str) -> Path:
     """
     path = (folder / written).resolve()
     try:
-        if path.is_file():
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-                    return path
+        if path.is_file() and digest_of(path) == digest:
+            return path
     except (OSError, ValueError):
         pass
     raise RowError(

@@ -115,9 +115,8 @@ def import_dataset(
             "or allow missing images (--allow-missing-images) to keep the text only"
         )
     if not posts:
-        raise ManifestError(
-            f"{source} holds no usable row, {len(writing.skipped):,} were left out; {_first(writing)}"
-        )
+        first = f"first: {writing.skipped[0].reason}" if writing.skipped else "it is empty"
+        raise ManifestError(f"{source} holds no usable row, {len(writing.skipped):,} were left out; {first}")
     manifest, task = writing.out / "manifest.jsonl", writing.out / "task.toml"
     write_manifest(posts, manifest)
     dump_task(read.task, task)
@@ -129,18 +128,16 @@ def import_dataset(
 
 def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -> Iterator[Post]:
     for record in records:
+        if isinstance(record, Problem):
+            writing.skipped.append(record)
+            continue
         try:
             yield _post(record, root, writing)
         except Unusable as error:
-            line = record.line
-            shown = record.id if isinstance(record, Record) else record.post_id
-            remedy = "" if isinstance(record, Record) else record.remedy
-            writing.skipped.append(Problem(line, shown, str(error), remedy or "left out"))
+            writing.skipped.append(Problem(record.line, record.id, str(error), "left out"))
 
 
-def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
-    if isinstance(record, Problem):
-        raise Unusable(record.reason)
+def _post(record: Record, root: Path, writing: _Writing) -> Post:
     if record.id in writing.ids:
         raise Unusable(f"id {record.id!r} was met before ({record.file.name})")
     image = None if record.image is None else _placed(record.image, root, writing)
@@ -179,10 +176,6 @@ def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
     except OSError:  # another file system, or one without links
         shutil.copyfile(real, place)
     return place
-
-
-def _first(writing: _Writing) -> str:
-    return f"first: {writing.skipped[0].reason}" if writing.skipped else "it is empty"
 
 
 def find_file(source: Path, *names: str) -> Path | None:
