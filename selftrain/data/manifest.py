@@ -26,7 +26,7 @@ from urllib.parse import unquote
 from uuid import UUID
 
 from backbones.errors import ImageError
-from backbones.images import MAX_BYTES, MAX_PIXELS, check_image
+from backbones.images import MAX_PIXELS, check_image
 from selftrain._util.object_urls import local_path, url_of, url_or_path
 from selftrain._util.printable import shorten
 from selftrain._util.types import Json
@@ -128,7 +128,7 @@ class Rows:
         self.table = open_table(path) if table is None else table
         self.columns = Columns(path, columns or {}, self.table.columns)
         self._folder, self._root = path.parent, path.parent.resolve()
-        self._beside = Beside(MAX_BYTES) if url_of(path) else None
+        self._beside = Beside() if url_of(path) else None
         self._labels = None if task is None else Names(task.names)
         self._questions = None if task is None else {question.name: question for question in task.questions}
         self._allow_missing_text = allow_missing_text
