@@ -15,7 +15,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.tables import open_table
 from selftrain.data.task import Task, dump_task
-from selftrain.data.values import Names
+from selftrain.data.values import Names, RowError
 from selftrain.errors import ManifestError
 
 IMAGES = "images"
@@ -32,10 +32,6 @@ class Record(NamedTuple):
     label: str | None  # a class name of the task, or None when the row has no label
     process: Mapping[str, str]  # question -> answer
     extra: Mapping[str, Any]  # the raw fields
-
-
-class Unusable(Exception):  # noqa: N818 - never leaves the importers
-    """A published row that cannot become a post; caught by `import_dataset`, which counts it."""
 
 
 class Source(NamedTuple):
@@ -133,16 +129,16 @@ def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -
             continue
         try:
             yield _post(record, root, writing)
-        except Unusable as error:
-            writing.skipped.append(Problem(record.line, record.id, str(error), "left out"))
+        except RowError as error:
+            writing.skipped.append(Problem(record.line, record.id, error.reason, error.remedy))
 
 
 def _post(record: Record, root: Path, writing: _Writing) -> Post:
     if record.id in writing.ids:
-        raise Unusable(f"id {record.id!r} was met before ({record.file.name})")
+        raise RowError(f"id {record.id!r} was met before ({record.file.name})", "left out")
     image = None if record.image is None else _placed(record.image, root, writing)
     if not record.text.strip() and image is None:
-        raise Unusable("neither text nor image")
+        raise RowError("neither text nor image", "left out")
     writing.ids.add(record.id)
     text = record.text.replace("\0", "")
     decoded = html.unescape(text)
@@ -161,7 +157,7 @@ def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
     """Put an image under ``images/``, keeping its path below the source; None when it is missing."""
     real = image.resolve()
     if not real.is_relative_to(root):
-        raise Unusable(f"image {image} leads out of {root}")
+        raise RowError(f"image {image} leads out of {root}", "left out")
     if not real.is_file():
         writing.missing.append(image)
         return None
