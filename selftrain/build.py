@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -61,7 +60,7 @@ def build(recipe: config.Recipe, *, progress: bool = False) -> Parts:
         selector=build_named(recipe.selection),
         panel=build_panel(recipe),
         loss=build_named(recipe.loss),
-        rule=build_rule(recipe.verification),
+        rule=build_named(recipe.verification),
         reviewers=build_named(recipe.human, served=ModelServers(**served)),
     )  # fmt: skip
 
@@ -72,10 +71,10 @@ def build_named(section: config.PartSection, **more: Any) -> Any:  # noqa: ANN40
     A built-in one gets those of the section's keys, and of `more`, that its constructor has a parameter for;
     one of the user's own gets the section's `options` alone.
     """
-    key = f"{section.name}.kind"
+    key = f"{section.name}.{section.key}"
     if not section.built_in:
-        return build_part(section.kind, section.options, key)
-    path = config.KINDS[section.name][section.kind]
+        return build_part(section.part, section.options, key)
+    path = config.KINDS[section.name][section.part]
     given = accepted(locate(path), {**more, **section.arguments()})
     return build_part(path, given | section.options, key)
 
@@ -92,14 +91,6 @@ def build_panel(recipe: config.Recipe) -> Panel | ForRun[Panel]:
         )
     panel: Panel = build_named(section)
     return panel
-
-
-def build_rule(section: config.VerificationSection) -> VerdictRule:
-    """Build what decides which verdicts become labels."""
-    path = config.RULES.get(section.rule, section.rule)
-    given = {} if path is section.rule else accepted(locate(path), section.model_dump())
-    rule: VerdictRule = build_part(path, given | section.options, "verification.rule")
-    return rule
 
 
 def encoder_pool(recipe: config.Recipe, engine: Engine | None = None) -> EncoderPool | None:
@@ -151,14 +142,9 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
     """
     named = {
         "backbone": parts.backbone, "classifier": parts.classifier, "selection": parts.selector,
-        "agents": parts.panel, "loss": parts.loss, "human": parts.reviewers,
+        "agents": parts.panel, "loss": parts.loss, "human": parts.reviewers, "verification": parts.rule,
     }  # fmt: skip
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
-    rule, arguments = _named("verification", parts.rule), options_of(parts.rule)
-    sections["verification"] = {
-        "rule": rule,
-        **(arguments if rule in config.RULES else {"options": arguments}),
-    }
     if isinstance(parts.panel, VLMPanel):
         options = parts.panel.model_dump(mode="json", exclude_none=True)
         sections |= {"agents": {"kind": "vlm", "count": options.pop("count")}, "vlm": options}
@@ -174,33 +160,33 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
 def default_rule_for(panel: Panel | ForRun[Panel]) -> VerdictRule:
     """Return the rule that a recipe with these agents has where it names none."""
     kind = config.default_rule(_named("agents", panel))
-    rule: VerdictRule = build_part(config.RULES[kind], {}, "verification")
+    rule: VerdictRule = _plain("verification", kind)
     return rule
 
 
 def default_selector_for(rule: VerdictRule) -> Selector:
     """Return the selector that a recipe with this rule has where it names none."""
     kind = config.default_selection(_named("verification", rule))
-    selector: Selector = build_part(_names("selection")[kind], {}, "selection")
+    selector: Selector = _plain("selection", kind)
     return selector
 
 
-def _names(section: str) -> Mapping[str, str]:
-    return config.RULES if section == "verification" else config.KINDS[section]
+def _plain(section: str, kind: str) -> Any:  # noqa: ANN401 -- whatever the section names
+    return build_part(config.KINDS[section][kind], {}, section)
 
 
 def _named(section: str, part: object) -> str:
     """Return the name that a section has for the class of a part; "package.module:Class" for others."""
     path = name_of(part)
-    return next((name for name, known in _names(section).items() if known == path), path)
+    return next((name for name, known in config.KINDS[section].items() if known == path), path)
 
 
 def _section(name: str, part: object) -> dict[str, Any]:
     """Return kind and arguments of a part; what the section has no key for stands in its options."""
-    kind, options = _named(name, part), options_of(part)
+    section: type[config.PartSection] = type(config.Recipe.model_fields[name].default)
+    kind, options, keys = _named(name, part), options_of(part), section.model_fields
     if kind not in config.KINDS[name]:
-        return {"kind": kind, "options": options}
-    keys = type(config.Recipe.model_fields[name].default).model_fields
+        return {section.key: kind, "options": options}
     known = inspect.signature(type(part)).parameters
     # a bar changes nothing, and a default is not worth a line
     others = {
@@ -209,6 +195,6 @@ def _section(name: str, part: object) -> dict[str, Any]:
         if key not in keys and key != "progress" and value != known[key].default
     }
     return {
-        "kind": kind, "options": others,
+        section.key: kind, "options": others,
         **{key: value for key, value in options.items() if key in keys},
     }  # fmt: skip

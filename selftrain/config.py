@@ -6,13 +6,20 @@ Below this module everything takes plain arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, GetCoreSchemaHandler, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from selftrain._util.plugins import choices, is_own
@@ -52,6 +59,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "in_process": "selftrain.engine.mapping:InProcess",
         "ray": "selftrain.engine.on_ray:OnRay",
     },
+    "verification": {
+        "posterior": "selftrain.verification.rules:PosteriorRule",
+        "unanimous": "selftrain.verification.rules:Unanimous",
+    },
 }
 """Section -> kind -> the class it names. The keys of a section are its arguments, and have its defaults."""
 
@@ -75,40 +86,41 @@ class OneOf:
         return name
 
 
-def _checked_kind(key: str, kind: str, known: Collection[str]) -> str:
-    """Return the name of a part where it is known, or that of a class of one's own."""
-    if kind not in known and not is_own(kind):
-        names = ", ".join(f'"{name}"' for name in known)
-        raise ValueError(
-            f'{key} is {kind!r}: expected one of {names}, or a "package.module:Class" of your own'
-        )
-    return kind
-
-
 class PartSection(Section):
-    """A section that names a part: `kind` is a name of `KINDS` or "package.module:Class".
+    """A section that names a part, by a name of `KINDS` or "package.module:Class".
 
     `options` are keyword arguments: all that a class of one's own gets, and those of a built-in one that the
     section has no key for.
     """
 
     name: ClassVar[str]
-    kind: str
+    key: ClassVar[str] = "kind"  # which names the part
     options: Options = Field(default_factory=dict)
 
-    @field_validator("kind")
+    @field_validator("kind", "rule", check_fields=False)
     @classmethod
-    def _known(cls, kind: str) -> str:
-        return _checked_kind(f"{cls.name}.kind", kind, KINDS[cls.name])
+    def _known(cls, kind: str, info: ValidationInfo) -> str:
+        if info.field_name == cls.key and kind not in KINDS[cls.name] and not is_own(kind):
+            names = ", ".join(f'"{name}"' for name in KINDS[cls.name])
+            raise ValueError(
+                f'{cls.name}.{cls.key} is {kind!r}: expected one of {names}, or a "package.module:Class" of'
+                " your own"
+            )
+        return kind
+
+    @property
+    def part(self) -> str:
+        """The name of the part, or of a class of one's own."""
+        return str(getattr(self, self.key))
 
     @property
     def built_in(self) -> bool:
         """Whether the part is one of `KINDS`."""
-        return not is_own(self.kind)
+        return not is_own(self.part)
 
     def arguments(self) -> Options:
         """Return the keys as arguments of a built-in part; what is None is left to its constructor."""
-        keys = type(self).model_fields.keys() - {"kind", "options"}
+        keys = type(self).model_fields.keys() - {self.key, "options"}
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
 
@@ -253,13 +265,6 @@ class AgentSection(Section):
         return kind
 
 
-RULES: Mapping[str, str] = {
-    "posterior": "selftrain.verification.rules:PosteriorRule",
-    "unanimous": "selftrain.verification.rules:Unanimous",
-}
-"""`verification.rule` -> the class that it names."""
-
-
 LEARN_FROM_LABELS = ("offline", "none")
 """`agents.kind` of agents that know nothing but the labels: they err where the classifier does."""
 
@@ -274,23 +279,20 @@ def default_selection(rule: str) -> str:
     return "top_k" if rule == "unanimous" else "uncertain"
 
 
-class VerificationSection(Section):
+class VerificationSection(PartSection):
     """How the agents' answers become labels."""
+
+    name = "verification"
+    key = "rule"
 
     # "posterior" puts together all that classifier and agents know of a post; "unanimous" is the article's: a
     # post counts where both agents repeat the classifier's label; or "package.module:Class", made of its
     # options alone. Left out: "unanimous" for agents that learn from the labels, else "posterior"
     rule: str = "unanimous"
-    options: Options = Field(default_factory=dict)
     # posterior: probability of a label from which on a post is learned with it
     threshold: float = Field(0.5, ge=0.5, le=1)
     # posterior, and wherever there is no validation split: parts in which labelled posts are left out
     folds: int = Field(5, ge=2)
-
-    @field_validator("rule")
-    @classmethod
-    def _known(cls, rule: str) -> str:
-        return _checked_kind("verification.rule", rule, RULES)
 
 
 class AgentsSection(PartSection):

@@ -7,7 +7,6 @@ Nothing here needs features or torch: a run is read in the time that its files t
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import os
 from collections import Counter
@@ -28,6 +27,7 @@ from selftrain.data.posts import Post
 from selftrain.engine.mapping import StageRun
 from selftrain.errors import RunStateError
 from selftrain.state import LastVerdict, LoopState
+from selftrain.store.checksums import digest_of
 from selftrain.store.run_dir import RunFolder
 
 # ---- the parts of a round -----------------------------------------------------------------------------
@@ -518,8 +518,7 @@ def _grown_row(post: Post, root: Path, label: str | None, provenance: Json) -> J
 @functools.cache  # once a process: the file is written anew after every round
 def _file_digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(path)
     except OSError:  # gone since it was encoded: nothing can be found by this
         return ""
 

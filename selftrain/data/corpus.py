@@ -142,16 +142,17 @@ def ordered_posts(splits: Splits) -> Sequence[Post]:
 
 
 def _check(corpus: Corpus) -> None:
-    for name, positions in (("labelled", corpus.labelled), ("validation", corpus.validation)):
-        # without validation posts every labelled post is left out once
-        for one in corpus.shown if len(positions) or name == "labelled" else ():
-            found = int((corpus.labels[positions] == corpus.classes.index(one)).sum())
-            if found < 2:
-                raise SplitError(
-                    f"the {name} split has {found} post(s) of class {one!r}: expected at"
-                    " least 2. Label more posts of it, or change the shares of [data]"
-                )
+    # of the labelled ones `Splits` requires as many
+    for one in corpus.shown if len(corpus.validation) else ():
+        found = int((corpus.labels[corpus.validation] == corpus.classes.index(one)).sum())
+        if found < 2:
+            raise SplitError(
+                f"the validation split has {found} post(s) of class {one!r}: expected at least 2. Label more"
+                " posts of it, or change the shares of [data]"
+            )
     if not len(corpus.pool):
         raise SplitError(
-            "the pool is empty: add unlabelled posts to the manifest, name a data.pool, or set data.labelled"
+            f"the pool is empty ({len(corpus.labelled):,} labelled, {len(corpus.validation):,} validation,"
+            f" {len(corpus.test):,} test); expected at least 1 post: add unlabelled posts to the manifest,"
+            " name a data.pool, or set data.labelled"
         )

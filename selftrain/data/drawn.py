@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
-from selftrain.data.task import Task, TaskClass, dump_task
+from selftrain.data.task import dump_task, load_task
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -26,21 +26,7 @@ _TEXT_ONLY, _IMAGE_ONLY, _ALBUM = 0.08, 0.08, 0.06
 # shares, among posts with both, whose words (or whose pictures) fit both classes
 _VAGUE_WORDS, _VAGUE_PICTURES = 0.35, 0.35
 
-DRAWN_TASK = Task(
-    name="notice-board",
-    classes=(
-        TaskClass(INVITATION, "asks people to come and do something together"),
-        TaskClass(ADVERTISEMENT, "offers something for sale or for hire"),
-    ),
-    positive=INVITATION,
-    policy=(
-        "A notice is an invitation when it asks the neighbours to come and do something together: a walk, a "
-        "meal, a repair morning, music. Pictures of several people together, now and then under bunting, "
-        "belong to it. A notice is an advertisement when it offers goods or a service for money. Pictures of "
-        "many wares, now and then with a price, belong to it. Where the words leave it open the picture "
-        "decides, and the other way round."
-    ),
-)
+DRAWN_TASK = load_task(Path(__file__).with_suffix(".toml"))
 
 
 def draw_posts(folder: Path, count: int = 900, seed: int = 0) -> Path:

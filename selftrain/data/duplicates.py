@@ -8,7 +8,6 @@ colour matches only byte for byte.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from selftrain.data.post_store import Joined
 from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
 from selftrain.errors import SplitError
+from selftrain.store.checksums import digest_of
 
 _AT_ONCE = 16_384  # posts whose pictures and texts are compared in one go
 _Node = TypeVar("_Node", bound=Hashable)
@@ -39,7 +39,7 @@ class DuplicateGroup(NamedTuple):
     """Posts that are copies of one another."""
 
     ids: tuple[str, ...]  # two or more, in the order of the posts
-    kind: str  # "text", "image bytes", "image" (near hashes) or "embedding"
+    kind: str  # "text", "image bytes" or "image" (near hashes)
     detail: str  # what they share
 
 
@@ -56,40 +56,19 @@ class Dropped(NamedTuple):
 
 
 def find_duplicates(
-    posts: Sequence[Post],
-    *,
-    embeddings: Embeddings | None = None,
-    distance: int = HASH_DISTANCE,
-    hashes: Mapping[Path, ImageHash] | None = None,
-    workers: int = 0,
-    progress: bool = False,
+    posts: Sequence[Post], hashes: Mapping[Path, ImageHash] | None = None
 ) -> list[DuplicateGroup]:
     """Find all groups of copies, one list entry for each kind of sameness.
 
     Nearness is chained: a group holds posts each of which is near at least one other. Memory grows with the
-    posts and the pairs that match; embeddings are compared chunk by chunk, in a time quadratic in the posts.
+    posts and the pairs that match.
 
     Args:
         posts: Any posts; ids unique.
-        embeddings: Compares texts by meaning too, when given.
-        distance: Most differing bits, of 64, of two near images, in [0, 16].
         hashes: Those of the images, where they are known; one that is missing counts as absent.
-        workers: Threads that hash images; 0 for none.
-        progress: Shows a bar while images are hashed.
-
-    Raises:
-        ValueError: `distance` is out of range.
     """
-    traits = traits_of(posts, hashes=hashes, workers=workers, progress=progress)
-    groups = _text_groups(posts, traits) + _image_groups(posts, traits, distance)
-    if embeddings is not None:
-        everything = range(len(posts))
-        near = _components((a, b) for a, b in close_pairs(embeddings, everything, everything) if a < b)
-        detail = f"cosine of the text embeddings >= {embeddings.threshold:g}"
-        # texts that are equal are told of already
-        new = (family for family in near if len({traits[one].text for one in family}) > 1)
-        groups += [_group(posts, family, "embedding", detail) for family in new]
-    return groups
+    traits = traits_of(posts, hashes)
+    return _text_groups(posts, traits) + _image_groups(posts, traits)
 
 
 def in_order(splits: Splits) -> Sequence[Post]:
@@ -102,9 +81,6 @@ def separate(
     *,
     match: Match = "any",
     embeddings: Embeddings | None = None,
-    distance: int = HASH_DISTANCE,
-    workers: int = 0,
-    progress: bool = False,
 ) -> tuple[Splits, list[Dropped]]:
     """Drop copies until no two posts that match stand in different splits.
 
@@ -116,11 +92,11 @@ def separate(
         match: "any": one modality that matches is enough, one image of an album too. "all": every modality
             that both posts have must match, each image of the smaller album with one of the larger; memes
             that share a template or a caption only are then different posts.
-        embeddings, distance, workers, progress: As of `find_duplicates`; positions as in `in_order`.
+        embeddings: Compares texts by meaning too, when given, in a time quadratic in the posts.
 
     Raises:
         SplitError: Too few labelled posts or an empty pool are left.
-        ValueError: `match` or `distance` is out of range.
+        ValueError: `match` is neither.
     """
     if match not in ("any", "all"):
         raise ValueError(f'match {match!r}: expected "any" or "all"')
@@ -128,11 +104,11 @@ def separate(
     stays, homes = dict[int, Traits](), dict[int, str]()
     dropped: list[Dropped] = []
     for name in PRIORITY:
-        reference, kept = Reference(stays, distance), dict[int, Traits]()
+        reference, kept = Reference(stays), dict[int, Traits]()
         end = start + len(splits[name])
         for place in range(start, end, _AT_ONCE):
             part = range(place, min(place + _AT_ONCE, end))
-            found = traits_of(posts[part.start : part.stop], workers=workers, progress=progress)
+            found = traits_of(posts[part.start : part.stop])
             traits = dict(zip(part, found, strict=True))
             copies = reference.copies(traits, match, _close(embeddings, part, list(stays)))
             dropped += [
@@ -207,7 +183,7 @@ def conflicting_labels(posts: Sequence[Post]) -> list[tuple[Post, ...]]:
 
 def _digests(post: Post) -> tuple[str, ...] | None:
     try:
-        return tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in post.images)
+        return tuple(map(digest_of, post.images))
     except OSError:
         return None
 
@@ -229,7 +205,7 @@ def _text_groups(posts: Sequence[Post], traits: Sequence[Traits]) -> list[Duplic
     return [_group(posts, members, "text", text[:80]) for text, members in texts.items() if len(members) > 1]
 
 
-def _image_groups(posts: Sequence[Post], traits: Sequence[Traits], distance: int) -> list[DuplicateGroup]:
+def _image_groups(posts: Sequence[Post], traits: Sequence[Traits]) -> list[DuplicateGroup]:
     """Build groups over the files' digests, tied together where their hashes are near."""
     holders: dict[bytes, set[int]] = defaultdict(set)
     digests: dict[int, list[bytes]] = defaultdict(list)
@@ -238,7 +214,7 @@ def _image_groups(posts: Sequence[Post], traits: Sequence[Traits], distance: int
             if image.digest not in holders and image.perceptual is not None:
                 digests[image.perceptual].append(image.digest)
             holders[image.digest].add(position)
-    index = HashIndex(digests, distance)
+    index = HashIndex(digests)
     pairs = [(digest, digest) for digest in holders]
     for one, alike in digests.items():
         pairs += [(alike[0], other) for other in alike]
@@ -251,7 +227,9 @@ def _image_groups(posts: Sequence[Post], traits: Sequence[Traits], distance: int
         if len(family) == 1:
             groups.append(_group(posts, members, "image bytes", f"SHA-256 {family[0].hex()[:12]}"))
         else:
-            groups.append(_group(posts, members, "image", f"perceptual hashes within {distance} of 64 bits"))
+            groups.append(
+                _group(posts, members, "image", f"perceptual hashes within {HASH_DISTANCE} of 64 bits")
+            )
     return groups
 
 

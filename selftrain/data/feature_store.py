@@ -85,7 +85,7 @@ class FeatureStore:
         self._read_keys()
         numbers = np.full(len(keys), -1, dtype=np.int64)
         stored = np.ascontiguousarray(self._entries["key"]).view(np.uint8).reshape(-1, KEY_BYTES)
-        heads, wanted = (key_heads(one) for one in (stored, keys))
+        heads, wanted = (_key_heads(one) for one in (stored, keys))
         order = heads.argsort(kind="stable")
         heads = heads[order]
         # of rows with one key the last counts; more than one step back only where two keys have one beginning
@@ -220,7 +220,7 @@ class FeatureStore:
         write_json(meta, self._meta)
 
 
-def key_heads(keys: Keys) -> npt.NDArray[np.uint64]:
+def _key_heads(keys: Keys) -> npt.NDArray[np.uint64]:
     """Return the first eight bytes of keys [n, 32] as numbers [n]."""
     return np.ascontiguousarray(keys[:, :8]).view(np.uint64).reshape(-1)
 

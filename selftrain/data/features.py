@@ -24,14 +24,17 @@ from backbones.errors import ImageError
 from backbones.images import check_image
 from backbones.progress import ProgressBar
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys, key_heads
-from selftrain.engine.mapping import Engine, InProcess, Place, Rescue, StageRun, placed, placed_rescue
+from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys
+from selftrain.engine.mapping import Engine, InProcess, Place, Rescue, StageRun
 from selftrain.errors import EngineError, TrainingError
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
 _IMAGES_PER_WRITE = 4
 _POSTS_PER_WRITE = 32
 _HASHED_AT_ONCE = 16_384  # posts
+
+_Placed = tuple[Encoded, Place]
+"""Rows, and where they were computed."""
 
 
 class FeatureTable:
@@ -82,17 +85,10 @@ class FeatureTable:
             )
         return self._store.read(self._numbers[wanted])
 
-    def chunks(
-        self, size: int, positions: npt.ArrayLike | None = None
-    ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """Yield (positions [n], rows [n, D]), n <= `size`, in order; all posts when `positions` is None."""
-        if size < 1:
-            raise ValueError(f"chunks of {size} rows; expected at least 1")
-        wanted = (
-            np.arange(len(self)) if positions is None else np.asarray(positions, dtype=np.int64).reshape(-1)
-        )
-        for start in range(0, len(wanted), size):
-            part = wanted[start : start + size]
+    def chunks(self, size: int) -> Iterator[tuple[IntArray, Float32Array]]:
+        """Yield (positions [n], rows [n, D]) of all posts, n <= `size`, in order."""
+        for start in range(0, len(self), size):
+            part = np.arange(start, min(start + size, len(self)))
             yield part, self.rows(part)
 
 
@@ -101,13 +97,6 @@ class EncoderPool(NamedTuple):
 
     engine: Engine  # runs the encoders
     make_backbone: Callable[[], Backbone]  # makes the same backbone once more
-
-
-class _CacheKey(NamedTuple):
-    """Where a post's row is found in the cache, or why it has none."""
-
-    digest: bytes
-    reason: str
 
 
 def extract_features(
@@ -180,10 +169,10 @@ def _fill(
     parts = list(_parts(posts, missing, batch_size))
     engine, make = pool or EncoderPool(InProcess(), lambda: backbone)
     stage = partial(_encoding, make, backbone.fingerprint(), batch_size, workers)
-    rescue = placed_rescue(_rescue(backbone.layout.width))
+    rescue = _rescue(backbone.layout.width)
     with (
         ProgressBar(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
-        engine.map(partial(_blocks, posts, parts), placed(stage), rescue) as found,
+        engine.map(partial(_blocks, posts, parts), stage, rescue) as found,
     ):
         for part, (encoded, place) in zip(parts, found, strict=True):
             places.add(place)
@@ -200,16 +189,9 @@ def _fill(
 
 def _firsts(keys: Keys, positions: IntArray) -> IntArray:
     """Return those positions whose key stands at none before, in their order."""
-    heads = key_heads(keys[positions])
-    order = heads.argsort(kind="stable")
-    again = np.flatnonzero(heads[order[1:]] == heads[order[:-1]])
-    # few posts begin alike: whether they are is looked up one by one
-    doubtful, met, copies = np.union1d(order[again], order[again + 1]), set[bytes](), list[int]()
-    for place in doubtful.tolist():
-        key = keys[positions[place]].tobytes()
-        copies += [place] if key in met else []
-        met.add(key)
-    return np.delete(positions, copies)
+    # sorting whole keys costs next to nothing beside the encoding of these posts, which follows
+    whole = np.ascontiguousarray(keys[positions]).view(f"V{KEY_BYTES}").reshape(-1)
+    return positions[np.sort(np.unique(whole, return_index=True)[1])]
 
 
 def _blocks(posts: Sequence[Encodable], parts: Sequence[IntArray]) -> Iterator[list[Encodable]]:
@@ -220,22 +202,24 @@ def _blocks(posts: Sequence[Encodable], parts: Sequence[IntArray]) -> Iterator[l
         ]
 
 
-def _rescue(width: int) -> Rescue[Sequence[Encodable], Encoded]:
+def _rescue(width: int) -> Rescue[Sequence[Encodable], _Placed]:
     """Return what becomes of posts that end whoever encodes them: a failure each, and a row of NaN."""
     return Rescue(lambda posts: [[post] for post in posts], partial(_lost, width), _joined)
 
 
-def _lost(width: int, posts: Sequence[Encodable], reason: str) -> Encoded:
+def _lost(width: int, posts: Sequence[Encodable], reason: str) -> _Placed:
     rows = np.full((len(posts), width), np.nan, np.float32)
-    return Encoded(rows, tuple(EncodeFailure(index, reason) for index in range(len(posts))))
+    return Encoded(rows, tuple(EncodeFailure(index, reason) for index in range(len(posts)))), Place.here()
 
 
-def _joined(found: Sequence[Encoded]) -> Encoded:
+def _joined(found: Sequence[_Placed]) -> _Placed:
     """Return what was found of posts that were encoded one by one."""
     failures = [
-        EncodeFailure(index, failure.reason) for index, one in enumerate(found) for failure in one.failures
+        EncodeFailure(index, failure.reason)
+        for index, (one, _) in enumerate(found)
+        for failure in one.failures
     ]
-    return Encoded(np.concatenate([one.rows for one in found]), tuple(failures))
+    return Encoded(np.concatenate([one.rows for one, _ in found]), tuple(failures)), found[0][1]
 
 
 class _Content(NamedTuple):
@@ -248,15 +232,15 @@ class _Content(NamedTuple):
 
 def _encoding(
     make: Callable[[], Backbone], fingerprint: str, batch_size: int, workers: int
-) -> Callable[[Sequence[Encodable]], Encoded]:
+) -> Callable[[Sequence[Encodable]], _Placed]:
     """Make a backbone, and return what encodes posts with it: a `Stage` of the engines."""
-    backbone = make()
+    backbone, here = make(), Place.here()
     if backbone.fingerprint() != fingerprint:
         raise EngineError(
             f"a worker has the backbone {backbone.fingerprint()[:12]}, this process {fingerprint[:12]}: its"
             " weights, libraries or kind of device differ. Give every node the same versions and devices"
         )
-    return partial(encode, backbone, batch_size=batch_size, workers=workers)
+    return lambda posts: (encode(backbone, posts, batch_size, workers), here)
 
 
 def encode(backbone: Backbone, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
@@ -293,15 +277,18 @@ def _cache_keys(posts: Sequence[Encodable], workers: int) -> tuple[Keys, dict[st
             # threads are worth it for files
             hashed = pool.map if workers > 0 and any(post.images for post in part) else map
             for place, (post, key) in enumerate(zip(part, hashed(_cache_key, part), strict=True), start):
-                if key.reason:
-                    failed[post.id] = key.reason
+                if isinstance(key, str):
+                    failed[post.id] = key
                 else:
-                    keys[place] = np.frombuffer(key.digest, np.uint8)
+                    keys[place] = np.frombuffer(key, np.uint8)
     return keys, failed
 
 
-def _cache_key(post: Encodable) -> _CacheKey:
-    """Compute the SHA-256 over text and image contents; the header check spares hashing what is no image."""
+def _cache_key(post: Encodable) -> bytes | str:
+    """Compute the SHA-256 over text and image contents, or say why there is none.
+
+    The header check spares hashing what is no image.
+    """
     text = post.text.encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(b"%d %d\n" % (len(text), len(post.images)) + text)
     for path in post.images:
@@ -310,7 +297,7 @@ def _cache_key(post: Encodable) -> _CacheKey:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except ImageError as error:
-            return _CacheKey(b"", str(error))
+            return str(error)
         except OSError as error:
-            return _CacheKey(b"", f"{path}: {error.strerror}; check that the file can be read")
-    return _CacheKey(digest.digest(), "")
+            return f"{path}: {error.strerror}; check that the file can be read"
+    return digest.digest()

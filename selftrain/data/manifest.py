@@ -26,7 +26,7 @@ from urllib.parse import unquote
 from uuid import UUID
 
 from backbones.errors import ImageError
-from backbones.images import MAX_BYTES, MAX_PIXELS, check_image
+from backbones.images import MAX_PIXELS, check_image
 from selftrain._util.object_urls import local_path, url_of, url_or_path
 from selftrain._util.printable import shorten
 from selftrain._util.types import Json
@@ -40,8 +40,7 @@ from selftrain.data.columns import (
     resembling,
 )
 from selftrain.data.inline_pictures import is_kept, keep_picture
-from selftrain.data.met_ids import MetIds
-from selftrain.data.post_store import Chosen, PostStore
+from selftrain.data.post_store import Chosen, MetIds, PostStore
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.tables import RawRow, Table, fold, is_odd, open_table
 from selftrain.data.task import Task
@@ -59,6 +58,7 @@ from selftrain.data.values import (
     text_of,
 )
 from selftrain.errors import ManifestError, QuarantineError
+from selftrain.store.checksums import digest_of
 from selftrain.store.objects import Beside
 
 Item = TypeVar("Item")
@@ -128,7 +128,7 @@ class Rows:
         self.table = open_table(path) if table is None else table
         self.columns = Columns(path, columns or {}, self.table.columns)
         self._folder, self._root = path.parent, path.parent.resolve()
-        self._beside = Beside(MAX_BYTES) if url_of(path) else None
+        self._beside = Beside() if url_of(path) else None
         self._labels = None if task is None else Names(task.names)
         self._questions = None if task is None else {question.name: question for question in task.questions}
         self._allow_missing_text = allow_missing_text
@@ -567,10 +567,8 @@ def _unchanged(written: str, folder: Path, digest: str) -> Path:
     """
     path = (folder / written).resolve()
     try:
-        if path.is_file():
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-                    return path
+        if path.is_file() and digest_of(path) == digest:
+            return path
     except (OSError, ValueError):
         pass
     raise RowError(

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,27 +169,23 @@ def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
     """Build a column in its own type where one holds all its values, else as JSON texts, marked as such."""
     import pyarrow as pa
 
+    def typed() -> tuple[Any, Any]:
+        array = pa.array(values, type=kind)
+        return pa.field(name, array.type), array
+
+    if kind is not None:
+        return typed()
     kinds = {type(value) for value in values if value is not None}
-    if kind is not None or (len(kinds) == 1 and kinds <= {str, int, float, bool}):
-        try:
-            array = pa.array(values, type=kind)
-        except (OverflowError, UnicodeError, pa.ArrowInvalid):
-            if kind is not None:
-                raise
-        else:
-            return pa.field(name, array.type), array
+    if len(kinds) == 1 and kinds <= {str, int, float, bool}:
+        with suppress(OverflowError, UnicodeError, pa.ArrowInvalid):
+            return typed()
     try:
         encoded = [None if value is None else _json(value) for value in values]
-    except (
-        ManifestError
-    ):  # numbers that JSON has no word for, in lists or tables: Arrow's own types hold them
-        try:
-            array = pa.array(values)
-        except (OverflowError, UnicodeError, TypeError, pa.ArrowException):
-            array = None
-        if array is None:
-            raise
-        return pa.field(name, array.type), array
+    except ManifestError:
+        # numbers that JSON has no word for, in lists or tables: Arrow's own types hold them
+        with suppress(OverflowError, UnicodeError, TypeError, pa.ArrowException):
+            return typed()
+        raise
     return pa.field(name, pa.string(), metadata=JSON_MARK), pa.array(encoded, type=pa.string())
 
 

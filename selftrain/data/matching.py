@@ -122,37 +122,30 @@ def _hash(path: Path) -> ImageHash:
     return ImageHash(hashlib.sha256(content).digest(), perceptual)
 
 
+# Two hashes that differ in at most d bits agree in at least one of d + 1 bands: only those that share a band
+# are compared (the pigeonhole principle). The lowest bit of each band, and a mask as wide as it is.
+_EDGES = [HASH_BITS * band // (HASH_DISTANCE + 1) for band in range(HASH_DISTANCE + 2)]
+_BANDS = [(low, (1 << (high - low)) - 1) for low, high in pairwise(_EDGES)]
+
+
+def hash_bands(one: int) -> list[tuple[int, int]]:
+    """Return the number of each band of a hash, and the bits in it."""
+    return [(band, (one >> low) & mask) for band, (low, mask) in enumerate(_BANDS)]
+
+
 class HashIndex:
-    """Finds the 64-bit hashes within a Hamming distance of another.
+    """Finds the 64-bit hashes within `HASH_DISTANCE` bits of another."""
 
-    Two hashes that differ in at most d bits agree in at least one of d + 1 bands: only those that share a
-    band with the hash looked up are compared (the pigeonhole principle).
-    """
-
-    def __init__(self, hashes: Iterable[int], distance: int) -> None:
-        if not 0 <= distance <= 16:
-            raise ValueError(f"distance {distance}: expected 0 to 16 of {HASH_BITS} bits")
-        self._distance = distance
-        edges = [HASH_BITS * band // (distance + 1) for band in range(distance + 2)]
-        self._bands = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
+    def __init__(self, hashes: Iterable[int]) -> None:
         self._buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
         for one in set(hashes):
-            for key in self.keys(one):
+            for key in hash_bands(one):
                 self._buckets[key].append(one)
 
     def near(self, one: int) -> set[int]:
-        """Return the hashes indexed that differ from `one` in at most `distance` bits, itself included."""
-        return {
-            other
-            for key in self.keys(one)
-            for other in self._buckets.get(key, ())
-            if (one ^ other).bit_count() <= self._distance
-        }
-
-    def keys(self, one: int) -> Iterator[tuple[int, int]]:
-        """Yield the number of each band of a hash, and the bits in it."""
-        for band, (low, mask) in enumerate(self._bands):
-            yield band, (one >> low) & mask
+        """Return the hashes indexed that are near `one`, itself included."""
+        near = {other for key in hash_bands(one) for other in self._buckets.get(key, ())}
+        return {other for other in near if (one ^ other).bit_count() <= HASH_DISTANCE}
 
 
 Match = Literal["any", "all"]
@@ -163,8 +156,8 @@ _CHUNK = 4096
 class Embeddings(NamedTuple):
     """Where the feature rows of the posts are found."""
 
-    # Positions -> float32 [n, D]. Positions are relative to the posts (`find_duplicates`), or to test,
-    # validation, labelled and pool laid end to end (`separate`, see `in_order`).
+    # Positions -> float32 [n, D]. Positions are relative to test, validation, labelled and pool laid end to
+    # end (`duplicates.in_order`).
     rows: Callable[[Sequence[int]], Float32Array]
     text: slice  # The text block's slice of a row. A block of zeros or NaN stands for no text.
     threshold: float = COSINE  # the least cosine of two close texts, in (0, 1]
@@ -185,17 +178,10 @@ class Copy(NamedTuple):
     kind: str
 
 
-def traits_of(
-    posts: Sequence[Post],
-    *,
-    hashes: Mapping[Path, ImageHash] | None = None,
-    workers: int = 0,
-    progress: bool = False,
-) -> list[Traits]:
+def traits_of(posts: Sequence[Post], hashes: Mapping[Path, ImageHash] | None = None) -> list[Traits]:
     """Compute the traits of each post; an image that several posts use is hashed once, or is in `hashes`."""
     if hashes is None:
-        pictures = {path for post in posts for path in post.images}
-        hashes = hash_images(pictures, workers=workers, progress=progress)
+        hashes = hash_images({path for post in posts for path in post.images})
     return [
         Traits(normalise_text(post.text), tuple(hashes[path] for path in post.images if path in hashes))
         for post in posts
@@ -234,9 +220,8 @@ class Reference:
     first is named.
     """
 
-    def __init__(self, members: Mapping[int, Traits], distance: int) -> None:
+    def __init__(self, members: Mapping[int, Traits]) -> None:
         self._traits = members
-        self._distance = distance
         self._rank = {one: rank for rank, one in enumerate(members)}
         self._texts: dict[str, list[int]] = defaultdict(list)
         self._digests: dict[bytes, list[int]] = defaultdict(list)
@@ -248,7 +233,7 @@ class Reference:
                 self._digests[image.digest].append(one)
                 if image.perceptual is not None:
                     self._hashes[image.perceptual].append(one)
-        self._index = HashIndex(self._hashes, distance)
+        self._index = HashIndex(self._hashes)
 
     def copies(
         self, posts: Mapping[int, Traits], match: Match, close: Mapping[int, list[int]]
@@ -289,7 +274,7 @@ class Reference:
         if ours.text and theirs.text and not same_text:
             return False
         if ours.images and theirs.images:
-            return _same_pictures(ours.images, theirs.images, self._distance)
+            return _same_pictures(ours.images, theirs.images)
         return same_text
 
     def _near(self, trait: Traits) -> list[int]:
@@ -297,16 +282,16 @@ class Reference:
         return [other for one in hashes for found in self._index.near(one) for other in self._hashes[found]]
 
 
-def _same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
+def _same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash]) -> bool:
     """Tell whether each image of the smaller album matches one of the larger."""
     few, many = sorted((ours, theirs), key=len)
-    return all(any(same_picture(one, other, distance) for other in many) for one in few)
+    return all(any(same_picture(one, other) for other in many) for one in few)
 
 
-def same_picture(one: ImageHash, other: ImageHash, distance: int = HASH_DISTANCE) -> bool:
-    """Tell whether two files have the same bytes, or hashes within `distance` bits."""
+def same_picture(one: ImageHash, other: ImageHash) -> bool:
+    """Tell whether two files have the same bytes, or hashes within `HASH_DISTANCE` bits."""
     if one.digest == other.digest:
         return True
     if one.perceptual is None or other.perceptual is None:
         return False
-    return (one.perceptual ^ other.perceptual).bit_count() <= distance
+    return (one.perceptual ^ other.perceptual).bit_count() <= HASH_DISTANCE

@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from selftrain._util.types import IntArray
 from selftrain.data.matching import (
-    HASH_DISTANCE,
-    HashIndex,
     ImageHash,
+    hash_bands,
     hash_images,
     normalise_text,
     same_picture,
@@ -39,7 +38,6 @@ _LONG = 5000  # characters; two texts of which one has more are near copies only
 _BANDS, _ROWS = 12, 5
 # odd factors; a band's values become one number
 _MIX = np.random.default_rng(0).integers(0, 2**63, _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-_HASHES = HashIndex((), HASH_DISTANCE)
 _AT_ONCE = 4096  # posts
 _REMEMBERED = 256  # posts that others are compared with
 
@@ -120,7 +118,7 @@ def _picture_bands(picture: ImageHash) -> Bands:
     if picture.perceptual is None:
         found = [int.from_bytes(picture.digest[:8])]
     else:
-        found = [bits for _, bits in _HASHES.keys(picture.perceptual)]
+        found = [bits for _, bits in hash_bands(picture.perceptual)]
     bands: Bands = (np.resize(np.array(found, np.uint64), _BANDS) + np.uint64(1)) * _MIX[0]
     return bands
 

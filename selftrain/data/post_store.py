@@ -1,7 +1,8 @@
 """Posts that need not be in memory: a pool of any size costs a process some tens of bytes a post.
 
 `PostStore` keeps what is read of a manifest on disk. `Chosen` and `Joined` are posts of any sequence, picked
-and laid end to end; a post is read, and made, when somebody looks at it. `PositionOf` finds posts by id.
+and laid end to end; a post is read, and made, when somebody looks at it. `PositionOf` finds posts by id, and
+`MetIds` an id that was met.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import accumulate, chain
 from pathlib import Path
@@ -28,11 +29,12 @@ from selftrain._util.files import cache_home
 from selftrain._util.types import BoolArray, IntArray
 from selftrain.data.posts import Post
 from selftrain.errors import StorageError
-from selftrain.store.atomic import writing
+from selftrain.store.atomic import remove_left, writing
 
 IdKeys = npt.NDArray[np.uint64]
 """Of each post the first 64 bits of its id's BLAKE2b digest."""
 _IN_MEMORY = 16_384  # posts of a store that stay there: most runs have no more, and read no file
+_RECENT = 1 << 16  # ids of `MetIds` that are kept in a dictionary before they are sorted in
 _FOLDER, _PREFIX = "posts", "selftrain-"  # in the user's cache
 
 
@@ -148,12 +150,7 @@ def _new_file() -> tuple[IO[bytes], str]:
     folder = cache_home() / _FOLDER
     with _placed(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{_PREFIX}*"):
-            with suppress(OSError):
-                descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-                with os.fdopen(descriptor, "rb") as opened:
-                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
-                    left.unlink()
+        remove_left(folder.glob(f"{_PREFIX}*"))
         while True:
             descriptor, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
             file = os.fdopen(descriptor, "r+b")
@@ -336,3 +333,41 @@ class PositionOf(Mapping[str, int]):
             earlier = first.setdefault(self._posts[position].id, position)
             if earlier != position:
                 yield earlier, position
+
+
+class MetIds:
+    """The ids of a stream, to find the one that comes again, and the line that each was first met in.
+
+    An id is kept as `id_key`, in sixteen bytes with its line. New ones are collected, then sorted into runs
+    that double in length, so that there are few to look through.
+    """
+
+    def __init__(self) -> None:
+        self._recent: dict[int, int] = {}
+        self._runs: list[tuple[IdKeys, IntArray]] = []
+
+    def meet(self, post_id: str, line: int) -> int | None:
+        """Return the line that an id was met in before; of a new one None, and remember `line`."""
+        key = id_key(post_id)
+        found = self._recent.get(key)
+        if found is not None:
+            return found
+        wanted = np.uint64(key)
+        for keys, lines in self._runs:
+            place = int(keys.searchsorted(wanted))
+            if place < len(keys) and keys[place] == wanted:
+                return int(lines[place])
+        self._recent[key] = line
+        if len(self._recent) >= _RECENT:
+            self._sort_in()
+        return None
+
+    def _sort_in(self) -> None:
+        keys = np.fromiter(self._recent.keys(), np.uint64, len(self._recent))
+        lines = np.fromiter(self._recent.values(), np.int64, len(self._recent))
+        self._recent.clear()
+        while self._runs and len(self._runs[-1][0]) <= len(keys):
+            longer = self._runs.pop()
+            keys, lines = np.concatenate([longer[0], keys]), np.concatenate([longer[1], lines])
+        order = keys.argsort()
+        self._runs.append((keys[order], lines[order]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from selftrain.data.matching import Embeddings
 from selftrain.data.near_copies import near_copies
 from selftrain.data.post_store import Joined, PositionOf, PostStore
 from selftrain.data.posts import Post
-from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
+from selftrain.data.splits import Splits, parts_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
 from selftrain.engine.mapping import StageRun
 from selftrain.errors import SplitError
@@ -48,21 +48,16 @@ class PreparedData(NamedTuple):
     # everything left out: bad rows, copies across splits, posts that could not be encoded
     quarantine: list[Json]
     identity: Json  # what must be the same when the run goes on
-    posts: Iterable[PostDigest]  # says what differs where that is not so
+    posts: Iterator[PostDigest]  # says what differs where that is not so
     stages: tuple[StageRun, ...] = ()  # what was computed for it
 
 
-class PostDigests:
-    """What each post of a corpus is to the run, computed as it is asked for."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
-
-    def __iter__(self) -> Iterator[PostDigest]:
-        for name in _SPLITS:
-            for post in self._corpus.posts_at(getattr(self._corpus, name)):
-                content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
-                yield PostDigest(post.id, name, hashlib.sha256(content).hexdigest()[:16])
+def _post_digests(corpus: Corpus) -> Iterator[PostDigest]:
+    """Yield what each post of a corpus is to the run, computed as it is asked for."""
+    for name in _SPLITS:
+        for post in corpus.posts_at(getattr(corpus, name)):
+            content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
+            yield PostDigest(post.id, name, hashlib.sha256(content).hexdigest()[:16])
 
 
 class SplitPosts(NamedTuple):
@@ -184,7 +179,7 @@ def prepare_split(
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return PreparedData(task, corpus, quarantine, identity, PostDigests(corpus), stages)
+    return PreparedData(task, corpus, quarantine, identity, _post_digests(corpus), stages)
 
 
 def cache_folder(section: BackboneSection) -> Path:
@@ -251,26 +246,22 @@ def _split(posts: Mapping[str, Sequence[Post]], task: Task, section: DataSection
     """Build the splits with every label of train still in use: which of them to hide is drawn last."""
     manifest = posts["manifest"]
     _check_split_named(manifest, section)
+    more = posts.get("pool", ()), posts.get("test", ())
     if section.split == "column":
-        return split_by_column(manifest, task, seed=seed, allow_empty_pool=True)
+        parts = parts_by_column(manifest)
+        return split_given(task, *(parts[name] for name in _SPLITS))
     if "validation" in posts:
-        return split_given(
-            task, manifest, posts["validation"], posts.get("pool", ()), posts.get("test", ()),
-            seed=seed, allow_empty_pool=True,
-        )  # fmt: skip
+        return split_given(task, manifest, posts["validation"], *more)
     shares = {
         "train": section.train_share,
         "validation": section.validation_share,
         "test": section.test_share,
     }
     shares = {name: share for name, share in shares.items() if share > 0}
-    splits = split_by_shares(
-        manifest, task, shares, balance=section.balance, seed=seed, allow_empty_pool=True
-    )
+    splits = split_by_shares(manifest, task, shares, balance=section.balance, seed=seed)
     return split_given(
-        task, splits.labelled, splits.validation, Joined(splits.pool, posts.get("pool", ())),
-        (*splits.test, *posts.get("test", ())), seed=seed, allow_empty_pool=True,
-    )  # fmt: skip
+        task, splits.labelled, splits.validation, Joined(splits.pool, more[0]), (*splits.test, *more[1])
+    )
 
 
 def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) -> Splits:

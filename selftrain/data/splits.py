@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from selftrain.data.columns import SPLIT
 from selftrain.data.post_store import Chosen, Joined, PositionOf, have_labels, unlabelled
 from selftrain.data.posts import Post
 from selftrain.data.tables import fold
@@ -34,7 +35,7 @@ class Splits:
 
     Raises:
         SplitError: An id twice, a post without label where one is needed, fewer than two labelled posts of a
-            class, none of a class in the validation split, or an empty pool; with the figures.
+            class, or none of a class in the validation split; with the figures.
     """
 
     names: tuple[str, ...]  # the task's class names; every label is one of them
@@ -48,7 +49,6 @@ class Splits:
     test: tuple[Post, ...] = ()  # Labelled; only measured on. May be empty.
     # Id -> label of the pool posts whose label was hidden. For measuring only, never for training.
     truth: Mapping[str, str] = field(default_factory=dict)
-    allow_empty_pool: bool = False  # for training without a loop
 
     def __post_init__(self) -> None:
         self._check_ids()
@@ -57,10 +57,6 @@ class Splits:
         require(self.labelled, self.names, LEAST_PER_CLASS, "the labelled split")
         if self.validation:
             require(self.validation, self.names, 1, "the validation split")
-        if not self.pool and not self.allow_empty_pool:
-            raise SplitError(
-                f"the pool is empty ({self.sizes}); expected at least 1 post: add some or label fewer"
-            )
 
     def __getitem__(self, name: str) -> Sequence[Post]:
         """Return the split called "labelled", "validation", "pool" or "test"."""
@@ -68,11 +64,6 @@ class Splits:
             raise KeyError(name)
         posts: Sequence[Post] = getattr(self, name)
         return posts
-
-    @property
-    def sizes(self) -> str:
-        """The four sizes in words, for messages."""
-        return ", ".join(f"{len(self[name]):,} {name}" for name in PRIORITY[::-1])
 
     def without(self, ids: Collection[str]) -> Splits:
         """Return these splits less some posts.
@@ -90,7 +81,7 @@ class Splits:
             for name in ("labelled", "validation", "test")
         )
         truth = {post_id: label for post_id, label in self.truth.items() if post_id not in ids}
-        return Splits(self.names, labelled, validation, pool, test, truth, self.allow_empty_pool)
+        return Splits(self.names, labelled, validation, pool, test, truth)
 
     def _check_ids(self) -> None:
         posts = Joined(*(self[name] for name in PRIORITY))
@@ -118,28 +109,15 @@ class Splits:
 
 
 def split_by_shares(
-    posts: Sequence[Post],
-    task: Task,
-    shares: Mapping[str, float],
-    *,
-    labelled: int | None = None,
-    balanced: bool = False,
-    balance: bool = False,
-    per_class: int | None = None,
-    seed: int = 0,
-    allow_empty_pool: bool = False,
+    posts: Sequence[Post], task: Task, shares: Mapping[str, float], *, balance: bool = False, seed: int = 0
 ) -> Splits:
-    """Split one list of posts; those without label go to the pool.
+    """Split one list of posts, every label of train in use; those without label go to the pool.
 
     Args:
         posts: Labelled and unlabelled.
         task: Its classes.
         shares: "train", "validation" and, where wanted, "test" -> share, each > 0, their sum 1. Stratified.
-        labelled: How many posts of train keep their label, the rest goes to the pool with its label hidden;
-            None for all.
-        balanced: Draw as many labelled posts of each class, instead of the classes' shares in train.
         balance: First cut the larger classes down to the smallest.
-        per_class: First cut every class down to so many posts; `balance` is then without effect.
         seed: In [0, 2**32).
 
     Raises:
@@ -148,12 +126,10 @@ def split_by_shares(
     _check_shares(shares)
     random = np.random.RandomState(seed)
     classes = by_class(posts, task.names)
-    if balance or per_class is not None:
-        classes = cut(classes, random, per_class)
+    if balance:
+        classes = cut(classes, random)
     train, validation, test = _parts(posts, classes, shares, random)
-    kept, rest = draw_labelled(train, task.names, labelled, balanced, random)
-    pool = Joined(rest, _by_label(posts)[1])
-    return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
+    return split_given(task, train, validation, _by_label(posts)[1], test)
 
 
 def split_given(
@@ -166,7 +142,6 @@ def split_given(
     labelled: int | None = None,
     balanced: bool = False,
     seed: int = 0,
-    allow_empty_pool: bool = False,
 ) -> Splits:
     """Take splits that somebody else has made. Unlabelled posts of train go to the pool.
 
@@ -176,20 +151,22 @@ def split_given(
         validation: Labelled posts.
         pool: Any posts; their labels are hidden.
         test: Labelled posts.
-        labelled, balanced, seed: As of `split_by_shares`.
+        labelled: How many posts of train keep their label; None for all.
+        balanced: Draw as many labelled posts of each class, instead of the classes' shares in train.
+        seed: Of that draw, in [0, 2**32).
 
     Raises:
         SplitError: The posts do not suffice, or an id stands in two splits.
     """
-    random = np.random.RandomState(seed)
     known, unknown = _by_label(train)
-    kept, rest = draw_labelled(known, task.names, labelled, balanced, random)
+    kept, rest = draw_labelled(known, task.names, labelled, balanced, np.random.RandomState(seed))
     pool = Joined(rest, unknown, pool)
-    return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
+    truth = {post.id: post.label for post in _by_label(pool)[0] if post.label is not None}
+    return Splits(task.names, tuple(kept), tuple(validation), unlabelled(pool), tuple(test), truth)
 
 
-def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, Sequence[Post]]:
-    """Sort posts under the names of `PRIORITY`, as a field of the manifest has them; "train" is "labelled".
+def parts_by_column(posts: Sequence[Post]) -> dict[str, Sequence[Post]]:
+    """Sort posts under the names of `PRIORITY`, as the manifest's field `split` has them: train is labelled.
 
     Raises:
         SplitError: A post whose field is missing or none of these.
@@ -197,39 +174,17 @@ def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, S
     parts: dict[str, list[int]] = {name: [] for name in PRIORITY}
     strange: list[Post] = []
     for place, post in enumerate(posts):
-        name = SPLIT_NAMES.get(fold(str(post.extra.get(column, ""))))
+        name = SPLIT_NAMES.get(fold(str(post.extra.get(SPLIT, ""))))
         if name is None:
             strange.append(post)
         else:
             parts[name].append(place)
     if strange:
         raise SplitError(
-            f"{len(strange)} of {len(posts)} posts have no known {column!r}, {strange[0].id!r} with "
-            f"{strange[0].extra.get(column)!r} first; expected one of {list(SPLIT_NAMES)}: correct the column"
+            f"{len(strange)} of {len(posts)} posts have no known {SPLIT!r}, {strange[0].id!r} with "
+            f"{strange[0].extra.get(SPLIT)!r} first; expected one of {list(SPLIT_NAMES)}: correct the column"
         )
     return {name: Chosen(posts, places) for name, places in parts.items()}
-
-
-def split_by_column(
-    posts: Sequence[Post],
-    task: Task,
-    *,
-    column: str = "split",
-    labelled: int | None = None,
-    balanced: bool = False,
-    seed: int = 0,
-    allow_empty_pool: bool = False,
-) -> Splits:
-    """Take splits as a field of the manifest names them: labelled or train, validation, pool, test.
-
-    Raises:
-        SplitError: As `parts_by_column`, or as `split_given`.
-    """
-    parts = parts_by_column(posts, column)
-    return split_given(
-        task, parts["labelled"], parts["validation"], parts["pool"], parts["test"],
-        labelled=labelled, balanced=balanced, seed=seed, allow_empty_pool=allow_empty_pool,
-    )  # fmt: skip
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
@@ -263,22 +218,6 @@ def _parts(
         train += order[validations:]
     first, second, third = (Chosen(posts, sorted(part)) for part in (train, validation, test))
     return first, second, third
-
-
-def _assemble(
-    task: Task,
-    labelled: Sequence[Post],
-    validation: Sequence[Post],
-    pool: Sequence[Post],
-    test: Sequence[Post],
-    *,
-    allow_empty_pool: bool,
-) -> Splits:
-    labels = ((post.id, post.label) for post in _by_label(pool)[0])
-    truth = {post_id: label for post_id, label in labels if label is not None}
-    return Splits(
-        task.names, tuple(labelled), tuple(validation), unlabelled(pool), tuple(test), truth, allow_empty_pool
-    )
 
 
 def _by_label(posts: Sequence[Post]) -> tuple[Sequence[Post], Sequence[Post]]:
@@ -349,16 +288,12 @@ def by_class(posts: Sequence[Post], names: tuple[str, ...]) -> dict[str, list[in
     return classes
 
 
-def cut(
-    classes: Mapping[str, list[int]], random: np.random.RandomState, each: int | None = None
-) -> dict[str, list[int]]:
-    """Draw every class down to `each` posts, or to the smallest class; positions in ascending order."""
+def cut(classes: Mapping[str, list[int]], random: np.random.RandomState) -> dict[str, list[int]]:
+    """Draw every class down to the smallest; positions in ascending order."""
     sizes = {name: len(members) for name, members in classes.items()}
-    least = min(sizes.values()) if each is None else each
-    if not 0 < least <= min(sizes.values()):
-        raise SplitError(
-            f"{least:,} posts of each class asked for, there are {sizes}: ask for fewer, or label more"
-        )
+    least = min(sizes.values())
+    if not least:
+        raise SplitError(f"classes cannot be cut down to the smallest, there are {sizes}: label more")
     return {
         name: members
         if len(members) == least

@@ -25,7 +25,7 @@ NOTHING = frozenset(
 
 
 class RowError(Exception):
-    """Why a row cannot become a post, and what would mend it. Never leaves `read_manifest`."""
+    """Why a row cannot become a post, and what would mend it. Never leaves what reads manifests."""
 
     def __init__(self, reason: str, remedy: str, post_id: str | None = None) -> None:
         super().__init__(reason)

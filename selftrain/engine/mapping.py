@@ -7,7 +7,6 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 Block = TypeVar("Block")
@@ -78,25 +77,6 @@ class Place(NamedTuple):
     def here(cls) -> Self:
         """Return that of this process."""
         return cls(platform.node(), os.getpid())
-
-
-def placed(stage: Stage[Block, Result]) -> Stage[Block, tuple[Result, Place]]:
-    """Return a stage whose results come with their place."""
-    return partial(_placed, stage)
-
-
-def placed_rescue(rescue: Rescue[Block, Result]) -> Rescue[Block, tuple[Result, Place]]:
-    """Return the rescue of a `placed` stage."""
-    return Rescue(
-        rescue.split,
-        lambda block, reason: (rescue.lost(block, reason), Place.here()),
-        lambda found: (rescue.join([one for one, _ in found]), found[0][1]),
-    )
-
-
-def _placed(stage: Stage[Block, Result]) -> Callable[[Block], tuple[Result, Place]]:
-    work, place = stage(), Place.here()
-    return lambda block: (work(block), place)
 
 
 class StageRun(NamedTuple):

@@ -261,7 +261,7 @@ def _of_labelling(
     checked = _labelled(validation, task)
     if validation is None and labelled:
         shares = {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}
-        splits = split_by_shares(labelled, task, shares, seed=seed, allow_empty_pool=True)
+        splits = split_by_shares(labelled, task, shares, seed=seed)
         labelled, checked = list(splits.labelled), list(splits.validation)
     return task, TrustedPosts(labelled, checked, _labelled(test, task), {post.id: post for post in posts})
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from selftrain._util.object_urls import local_path
 from selftrain._util.types import Json
 from selftrain.data.manifest import Rows
-from selftrain.data.met_ids import MetIds
+from selftrain.data.post_store import MetIds
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.tables import RawRow, json_table
 from selftrain.data.values import RowError

@@ -188,13 +188,18 @@ def _sweep(folder: Path) -> None:
     if folder in _SWEPT:
         return
     _SWEPT.add(folder)
-    for left in folder.glob(TEMPORARY):
-        if _OURS.fullmatch(left.name) is None:
-            continue
+    remove_left(left for left in folder.glob(TEMPORARY) if _OURS.fullmatch(left.name))
+
+
+def remove_left(files: Iterable[Path]) -> None:
+    """Remove files whose writers, which held them locked, are gone."""
+    for left in files:
         # held by whoever writes it, gone by now, or not ours to touch: it stays
-        with suppress(OSError), left.open("rb") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            with os.fdopen(descriptor, "rb") as opened:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 def sync_folder(folder: Path) -> None:

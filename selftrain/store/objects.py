@@ -25,6 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from filelock import FileLock
 
+from backbones.images import MAX_BYTES
 from backbones.progress import ProgressBar
 from selftrain._util.files import read_json
 from selftrain._util.object_urls import home_of, url_of
@@ -165,20 +166,18 @@ def _blocks(file: pa.NativeFile, size: int, url: str) -> Iterator[bytes]:
 class Beside:
     """What rows name beside an object: fetched when it is asked for, or begun with some rows before.
 
-    Args:
-        most: Bytes of a file; of a larger one there will be no copy.
+    Of a file larger than any picture that is read there will be no copy.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._begun: dict[Path, Future[int | None]] = {}
 
     def fetch(self, path: Path) -> str:
         """Bring a copy in line with the store; return why there is none, other than that nothing is there."""
         begun = self._begun.pop(path, None)
-        size = fetch(path, self._most) if begun is None else begun.result()
-        large = size is not None and size > self._most
-        return f"holds {size:,} bytes, at most {self._most:,} are fetched" if large else ""
+        size = fetch(path, MAX_BYTES) if begun is None else begun.result()
+        large = size is not None and size > MAX_BYTES
+        return f"holds {size:,} bytes, at most {MAX_BYTES:,} are fetched" if large else ""
 
     def ahead(self, rows: Iterable[Item], paths: Callable[[Item], Iterable[Path]]) -> Iterator[Item]:
         """Yield rows; what those to come name is fetched meanwhile."""
@@ -187,7 +186,7 @@ class Beside:
         def begin(row: Item) -> None:
             for path in paths(row):
                 if path not in self._begun:
-                    self._begun[path] = pool.submit(fetch, path, self._most)
+                    self._begun[path] = pool.submit(fetch, path, MAX_BYTES)
 
         try:
             for row, _ in ahead(rows, begin, _ROWS_AHEAD):

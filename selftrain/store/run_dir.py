@@ -89,25 +89,15 @@ class RunEnvironment:
 
 @dataclass(frozen=True, slots=True)
 class HumanLabel:
-    """A label that people gave: a line of human.jsonl.
+    """A label that people gave: a line of human.jsonl."""
 
-    Attributes:
-        post_id: Of a pool post.
-        label: A class name.
-        reviewers: Who decided, the one whose label counts first.
-        contested: Whether two reviewers gave different labels.
-        batch: The batch of the review ledger that the post was drawn for.
-        inclusion: With which probability it was drawn, in [0, 1].
-        machine_label: What classifier and agents together would have given it.
-    """
-
-    post_id: str
-    label: str
-    reviewers: tuple[str, ...]
-    contested: bool = False
-    batch: str = ""
-    inclusion: float = 1.0
-    machine_label: str = ""
+    post_id: str  # of a pool post
+    label: str  # a class name
+    reviewers: tuple[str, ...]  # who decided, the one whose label counts first
+    contested: bool = False  # whether two reviewers gave different labels
+    batch: str = ""  # the batch of the review ledger that the post was drawn for
+    inclusion: float = 1.0  # with which probability it was drawn, in [0, 1]
+    machine_label: str = ""  # what classifier and agents together would have given it
 
     def to_json(self) -> Json:
         """Return a record of JSON values."""

@@ -50,10 +50,11 @@ WORDS = {
 
 def defaults(section, kind):
     """A section that says its kind alone; a default may depend on that."""
+    named = {SECTIONS[section].key: kind} if kind else {}
     try:
-        return SECTIONS[section].model_validate({"kind": kind} if kind else {})
+        return SECTIONS[section].model_validate(named)
     except ValidationError:  # it asks for more: a file, a manifest
-        return SECTIONS[section].model_construct(kind=kind)
+        return SECTIONS[section].model_construct(**named)
 
 
 def shared(section, kind, path):
@@ -90,7 +91,7 @@ def test_a_kind_is_the_first_name_of_a_class_that_a_recipe_can_build(section, ki
         if one.default is inspect.Parameter.empty and one.kind is not inspect.Parameter.VAR_KEYWORD
     }
     assert needed <= set(keys), f"{path} needs {sorted(needed - set(keys))}, which no key of {section} gives"
-    assert SECTIONS[section].model_fields["kind"].default in KINDS[section]
+    assert keys[SECTIONS[section].key].default in KINDS[section]
 
 
 def test_the_vlm_section_has_every_argument_of_its_panel():

@@ -15,7 +15,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.tables import open_table
 from selftrain.data.task import Task, dump_task
-from selftrain.data.values import Names
+from selftrain.data.values import Names, RowError
 from selftrain.errors import ManifestError
 
 IMAGES = "images"
@@ -32,10 +32,6 @@ class Record(NamedTuple):
     label: str | None  # a class name of the task, or None when the row has no label
     process: Mapping[str, str]  # question -> answer
     extra: Mapping[str, Any]  # the raw fields
-
-
-class Unusable(Exception):  # noqa: N818 - never leaves the importers
-    """A published row that cannot become a post; caught by `import_dataset`, which counts it."""
 
 
 class Source(NamedTuple):
@@ -115,9 +111,8 @@ def import_dataset(
             "or allow missing images (--allow-missing-images) to keep the text only"
         )
     if not posts:
-        raise ManifestError(
-            f"{source} holds no usable row, {len(writing.skipped):,} were left out; {_first(writing)}"
-        )
+        first = f"first: {writing.skipped[0].reason}" if writing.skipped else "it is empty"
+        raise ManifestError(f"{source} holds no usable row, {len(writing.skipped):,} were left out; {first}")
     manifest, task = writing.out / "manifest.jsonl", writing.out / "task.toml"
     write_manifest(posts, manifest)
     dump_task(read.task, task)
@@ -129,23 +124,21 @@ def import_dataset(
 
 def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -> Iterator[Post]:
     for record in records:
+        if isinstance(record, Problem):
+            writing.skipped.append(record)
+            continue
         try:
             yield _post(record, root, writing)
-        except Unusable as error:
-            line = record.line
-            shown = record.id if isinstance(record, Record) else record.post_id
-            remedy = "" if isinstance(record, Record) else record.remedy
-            writing.skipped.append(Problem(line, shown, str(error), remedy or "left out"))
+        except RowError as error:
+            writing.skipped.append(Problem(record.line, record.id, error.reason, error.remedy))
 
 
-def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
-    if isinstance(record, Problem):
-        raise Unusable(record.reason)
+def _post(record: Record, root: Path, writing: _Writing) -> Post:
     if record.id in writing.ids:
-        raise Unusable(f"id {record.id!r} was met before ({record.file.name})")
+        raise RowError(f"id {record.id!r} was met before ({record.file.name})", "left out")
     image = None if record.image is None else _placed(record.image, root, writing)
     if not record.text.strip() and image is None:
-        raise Unusable("neither text nor image")
+        raise RowError("neither text nor image", "left out")
     writing.ids.add(record.id)
     text = record.text.replace("\0", "")
     decoded = html.unescape(text)
@@ -164,7 +157,7 @@ def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
     """Put an image under ``images/``, keeping its path below the source; None when it is missing."""
     real = image.resolve()
     if not real.is_relative_to(root):
-        raise Unusable(f"image {image} leads out of {root}")
+        raise RowError(f"image {image} leads out of {root}", "left out")
     if not real.is_file():
         writing.missing.append(image)
         return None
@@ -179,10 +172,6 @@ def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
     except OSError:  # another file system, or one without links
         shutil.copyfile(real, place)
     return place
-
-
-def _first(writing: _Writing) -> str:
-    return f"first: {writing.skipped[0].reason}" if writing.skipped else "it is empty"
 
 
 def find_file(source: Path, *names: str) -> Path | None:

@@ -9,25 +9,11 @@ from typing import Any
 
 from selftrain.data.importers.base import Importer, Record, Source, find_file, read_records
 from selftrain.data.manifest import Problem
-from selftrain.data.task import Question, Task, TaskClass
+from selftrain.data.task import load_task
 from selftrain.errors import ManifestError
 
-TARGETS = ("individual", "organization", "community", "society")
-TASK = Task(
-    name="harmeme",
-    classes=(
-        TaskClass("harmful", "likely to hurt, shame, mislead or endanger somebody"),
-        TaskClass("harmless", "a joke or a statement that does nobody any harm"),
-    ),
-    positive="harmful",
-    policy=(
-        "A meme is harmful when picture and words together attack, ridicule or defame a person, an "
-        "organisation, a community or society, spread falsehoods that endanger people, or call for harm. "
-        "Sharp satire of a person's deeds can be harmful too, when it demeans the person. A meme is "
-        "harmless when it jokes about everyday life or takes a side without demeaning anybody."
-    ),
-    questions=(Question("target", "Whom, if anybody, does the meme aim at?", (*TARGETS, "none")),),
-)
+TASK = load_task(Path(__file__).with_suffix(".toml"))
+TARGETS = TASK.questions[0].answers[:-1]  # the last is "none"
 _SEVERITIES = {"very harmful": "harmful", "somewhat harmful": "harmful", "not harmful": "harmless"}
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 

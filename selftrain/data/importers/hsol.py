@@ -10,24 +10,10 @@ from selftrain._util.printable import first_of
 from selftrain.data.importers.base import Importer, Record, Source, class_of, find_file, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
-from selftrain.data.task import Task, TaskClass
+from selftrain.data.task import load_task
 from selftrain.errors import ManifestError
 
-TASK = Task(
-    name="hsol",
-    classes=(
-        TaskClass("offensive", "insults, slurs, or hatred against people or groups"),
-        TaskClass("inoffensive", "language that a stranger would not take as an attack or as vulgar abuse"),
-    ),
-    positive="offensive",
-    policy=(
-        "A tweet is offensive when it degrades, insults or threatens a person or a group, or when it uses"
-        " slurs or vulgar abuse, be it aimed at somebody or not. Jokes and song lines that do so count as"
-        " well. A tweet is inoffensive when it does none of this: everyday talk, news, criticism in civil"
-        " words, or an odd word used with no insulting sense, such as trash for rubbish or a bird for a "
-        "bird."
-    ),
-)
+TASK = load_task(Path(__file__).with_suffix(".toml"))
 _LABELS = {"0": "offensive", "1": "offensive", "2": "inoffensive"}
 _COLUMNS = {"class", "tweet"}
 

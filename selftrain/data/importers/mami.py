@@ -10,31 +10,12 @@ from typing import Any
 from selftrain.data.importers.base import Importer, Record, Source, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
-from selftrain.data.task import Question, Task, TaskClass
+from selftrain.data.task import load_task
 from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
-KINDS = ("shaming", "stereotype", "objectification", "violence")
-TASK = Task(
-    name="mami",
-    classes=(
-        TaskClass("misogynous", "demeans or threatens women"),
-        TaskClass("not_misogynous", "does not demean or threaten women"),
-    ),
-    positive="misogynous",
-    policy=(
-        "A meme is misogynous when picture and words together express contempt for women: by shaming a "
-        "woman for her body or her conduct, by fixed ideas of what women are or should do, by treating "
-        "women as things, or by playing down or calling for violence against them. Memes in which women "
-        "merely appear, and jokes on couples that spare neither side, are not misogynous."
-    ),
-    questions=(
-        Question("shaming", "Does the meme shame a woman for her body or her conduct?", ("yes", "no")),
-        Question("stereotype", "Does the meme rest on a fixed idea of what women are or do?", ("yes", "no")),
-        Question("objectification", "Does the meme treat women as things?", ("yes", "no")),
-        Question("violence", "Does the meme show, play down or call for violence on women?", ("yes", "no")),
-    ),
-)
+TASK = load_task(Path(__file__).with_suffix(".toml"))
+KINDS = tuple(question.name for question in TASK.questions)
 _TEXT = "Text Transcription"
 _LABELS = {"1": "misogynous", "0": "not_misogynous"}
 _ANSWERS = {"1": "yes", "0": "no"}

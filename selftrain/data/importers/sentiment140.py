@@ -9,23 +9,10 @@ from typing import Any
 from selftrain.data.importers.base import Importer, Record, Source, class_of, find_file, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import read_text
-from selftrain.data.task import Task, TaskClass
+from selftrain.data.task import load_task
 from selftrain.errors import ManifestError
 
-TASK = Task(
-    name="sentiment140",
-    classes=(
-        TaskClass("positive", "the writer is glad, grateful, amused or hopeful"),
-        TaskClass("negative", "the writer is sad, angry, worried, bored or disappointed"),
-    ),
-    positive="positive",
-    policy=(
-        "Judge the feeling of the person who writes, not the topic. A tweet is positive when the writer "
-        "shows joy, thanks, liking, amusement or hope; it is negative when the writer shows sorrow, "
-        "anger, fear, illness, boredom or regret. Where both appear, the feeling that the tweet ends on "
-        "decides."
-    ),
-)
+TASK = load_task(Path(__file__).with_suffix(".toml"))
 _FIELDS = ("polarity", "id", "date", "query", "user", "text")
 _LABELS = {"0": "negative", "4": "positive"}
 _NAMES = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.14.csv")

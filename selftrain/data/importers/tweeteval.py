@@ -10,38 +10,11 @@ from selftrain.data.columns import SPLIT
 from selftrain.data.importers.base import Importer, Record, Source, find_file
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import read_text
-from selftrain.data.task import Task, TaskClass
+from selftrain.data.task import Task, load_task
 from selftrain.errors import ManifestError
 
-EMOTION = Task(
-    name="tweeteval-emotion",
-    classes=(
-        TaskClass("anger", "annoyance, rage, contempt, or a quarrel sought"),
-        TaskClass("joy", "happiness, amusement, delight or love"),
-        TaskClass("optimism", "hope, trust that things will go well, or courage given to others"),
-        TaskClass("sadness", "sorrow, grief, loneliness, disappointment or despair"),
-    ),
-    positive="anger",
-    policy=(
-        "Judge the emotion that the person who writes the tweet most likely feels, not the topic and not"
-        " what others in it feel. A tweet that jokes about its own misery has the emotion under the joke."
-        " Anger is against somebody or something; sadness suffers from it. Joy is about what is; optimism is"
-        " about what may come, and maxims that encourage belong to it. Where two are felt, the stronger one"
-        " decides."
-    ),
-)
-OFFENSIVE = Task(
-    name="tweeteval-offensive",
-    classes=(
-        TaskClass("not-offensive", "no insult, threat or profanity, however sharp the opinion"),
-        TaskClass("offensive", "insults, threats or profane words, whoever or whatever they are aimed at"),
-    ),
-    positive="offensive",
-    policy=(
-        "A tweet is offensive if it holds unacceptable language: an insult or a threat, veiled or open, to a"
-        " person or a group, or swear words aimed at nobody. Disagreement, criticism and anger in words that"
-        " could be printed are not."
-    ),
+EMOTION, OFFENSIVE = (
+    load_task(Path(__file__).with_name(f"tweeteval-{name}.toml")) for name in ("emotion", "offensive")
 )
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
 

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from selftrain.data.duplicates import find_duplicates, in_order, separate
-from selftrain.data.matching import Embeddings, HashIndex, normalise_text
+from selftrain.data.matching import (
+    HASH_DISTANCE,
+    Embeddings,
+    HashIndex,
+    close_pairs,
+    hash_images,
+    normalise_text,
+)
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits
 
@@ -47,20 +54,20 @@ def test_texts_of_nothing(text):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=8), st.integers(0, 8))
-def test_the_banded_look_up_finds_exactly_what_is_near(one, flipped, distance):
+@given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=8))
+def test_the_banded_look_up_finds_exactly_what_is_near(one, flipped):
     other = one
     for bit in flipped:
         other ^= 1 << bit
-    assert (other in HashIndex([other], distance).near(one)) == (len(flipped) <= distance)
+    assert (other in HashIndex([other]).near(one)) == (len(flipped) <= HASH_DISTANCE)
 
 
 def test_the_banded_look_up_equals_the_naive_one():
     chance = random.Random(0)
-    hashes = [chance.getrandbits(64) & 0xFF0F00FF0F00FFFF for _ in range(300)]
-    index = HashIndex(hashes, 6)
+    hashes = [chance.getrandbits(64) & 0x0303030303030303 for _ in range(300)]
+    index = HashIndex(hashes)
     for one in hashes[:50]:
-        assert index.near(one) == {other for other in hashes if (one ^ other).bit_count() <= 6}
+        assert index.near(one) == {o for o in hashes if (one ^ o).bit_count() <= HASH_DISTANCE}
 
 
 @pytest.fixture
@@ -93,13 +100,14 @@ def test_groups_of_each_kind(pictures):
         Post("broken", "six", pictures("broken")),
     ]
     groups = {(group.kind, group.ids) for group in find_duplicates(posts)}
+    hashes = hash_images({path for post in posts for path in post.images}, workers=2)
     assert groups == {
         ("text", ("text 1", "text 2")),
         ("image bytes", ("bytes 1", "bytes 2")),
         ("image bytes", ("nothing 1", "near 2")),
         ("image", ("near 1", "near 2", "near 3")),
     }
-    assert {(group.kind, group.ids) for group in find_duplicates(posts, workers=2)} == groups
+    assert {(group.kind, group.ids) for group in find_duplicates(posts, hashes)} == groups
 
 
 def test_close_embeddings_are_found_in_bounded_chunks(monkeypatch):
@@ -115,9 +123,8 @@ def test_close_embeddings_are_found_in_bounded_chunks(monkeypatch):
         asked.append(len(positions))
         return rows[list(positions)]
 
-    posts = [Post(str(number), f"text {number}") for number in range(23)]
-    groups = find_duplicates(posts, embeddings=Embeddings(some, slice(0, 8)))
-    assert [(group.kind, group.ids) for group in groups] == [("embedding", ("2", "21"))]
+    pairs = close_pairs(Embeddings(some, slice(0, 8)), range(23), range(23))
+    assert [pair for pair in pairs if pair[0] < pair[1]] == [(2, 21)]
     assert max(asked) <= 4
 
 
@@ -210,7 +217,7 @@ def test_real_memes_straddle_and_are_parted(data_root):
     for number, post in enumerate(memes):
         parts[number % 3].append(post)
     splits = Splits(names, tuple(parts[0]), tuple(parts[1]), (Post("p", "some words"),), tuple(parts[2]))
-    left, dropped = separate(splits, workers=2)
+    left, dropped = separate(splits)
     texts = [
         {normalise_text(post.text) for post in left[name]} - {""}
         for name in ("test", "validation", "labelled")
@@ -224,5 +231,3 @@ def test_real_memes_straddle_and_are_parted(data_root):
 def test_other_ways_to_match_are_refused():
     with pytest.raises(ValueError, match='"any" or "all"'):
         separate(splits_of(), match="some")
-    with pytest.raises(ValueError, match="distance 17"):
-        find_duplicates([], distance=17)

@@ -7,24 +7,24 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftrain.data import met_ids
-from selftrain.data.met_ids import MetIds
+from selftrain.data import post_store
+from selftrain.data.post_store import MetIds
 
 
 @given(st.lists(st.text(max_size=3)))
 def test_an_id_that_comes_again_is_found_where_it_came_first(ids):
     met, first = MetIds(), {}
-    before, met_ids._RECENT = met_ids._RECENT, 4
+    before, post_store._RECENT = post_store._RECENT, 4
     try:
         for line, one in enumerate(ids, 1):
             assert met.meet(one, line) == first.get(one)
             first.setdefault(one, line)
     finally:
-        met_ids._RECENT = before
+        post_store._RECENT = before
 
 
 def test_runs_double_and_an_id_takes_sixteen_bytes(monkeypatch):
-    monkeypatch.setattr(met_ids, "_RECENT", 100)
+    monkeypatch.setattr(post_store, "_RECENT", 100)
     met = MetIds()
     for line in range(1, 10_001):
         assert met.meet(f"post {line}", line) is None

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selftrain.data.corpus import build_corpus
 from selftrain.data.posts import Post
-from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
+from selftrain.data.splits import Splits, parts_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import SplitError
 
@@ -24,12 +25,18 @@ def posts_of(spam, ham, unlabelled=0):
     return [Post(f"{number}", "x", (), label, {"q": "yes"}) for number, label in enumerate(labels)]
 
 
+def draw_from(posts, *, balance=False, seed=0, **draw):
+    """Split by shares, then draw the posts that keep their label: as a run does."""
+    splits = split_by_shares(posts, TASK, SHARES, balance=balance, seed=seed)
+    return split_given(TASK, splits.labelled, splits.validation, splits.pool, splits.test, seed=seed, **draw)
+
+
 def labels_of(posts):
     return Counter(post.label for post in posts)
 
 
 def test_shares_are_stratified_and_the_rest_of_train_is_hidden():
-    splits = split_by_shares(posts_of(200, 100, 7), TASK, SHARES, labelled=30)
+    splits = draw_from(posts_of(200, 100, 7), labelled=30)
     assert labels_of(splits.test) == labels_of(splits.validation) == {"spam": 20, "ham": 10}
     assert labels_of(splits.labelled) == {"spam": 20, "ham": 10}
     assert len(splits.pool) == 217
@@ -41,7 +48,7 @@ def test_shares_are_stratified_and_the_rest_of_train_is_hidden():
 
 
 def test_balance_cuts_the_larger_class_and_balanced_draws_evenly():
-    splits = split_by_shares(posts_of(500, 100), TASK, SHARES, labelled=40, balanced=True, balance=True)
+    splits = draw_from(posts_of(500, 100), labelled=40, balanced=True, balance=True)
     assert labels_of(splits.test) == {"spam": 10, "ham": 10}
     assert labels_of(splits.labelled) == {"spam": 20, "ham": 20}
     assert Counter(splits.truth.values()) == {"spam": 60, "ham": 60}
@@ -51,8 +58,8 @@ def test_balance_cuts_the_larger_class_and_balanced_draws_evenly():
 @given(st.integers(20, 80), st.integers(20, 80), st.integers(0, 9), st.integers(8, 20), st.integers(0, 99))
 def test_every_post_lands_once_with_its_own_label(spam, ham, unlabelled, count, seed):
     posts = posts_of(spam, ham, unlabelled)
-    splits = split_by_shares(posts, TASK, SHARES, labelled=count, seed=seed)
-    again = split_by_shares(posts, TASK, SHARES, labelled=count, seed=seed)
+    splits = draw_from(posts, labelled=count, seed=seed)
+    again = draw_from(posts, labelled=count, seed=seed)
     assert splits == again
     known = {post.id: post.label for post in posts}
     met = [post for name in ("labelled", "validation", "pool", "test") for post in splits[name]]
@@ -62,16 +69,8 @@ def test_every_post_lands_once_with_its_own_label(spam, ham, unlabelled, count, 
     assert all(known[post_id] == label for post_id, label in splits.truth.items())
 
 
-def test_so_many_of_each_class_are_drawn():
-    splits = split_by_shares(posts_of(500, 300), TASK, SHARES, labelled=40, per_class=200)
-    everything = Counter(splits.truth.values())
-    for name in ("labelled", "validation", "test"):
-        everything += labels_of(splits[name])
-    assert everything == {"spam": 200, "ham": 200}
-
-
 def test_another_seed_draws_others():
-    draws = [split_by_shares(posts_of(50, 50), TASK, SHARES, labelled=10, seed=seed) for seed in range(3)]
+    draws = [draw_from(posts_of(50, 50), labelled=10, seed=seed) for seed in range(3)]
     assert len({tuple(post.id for post in splits.labelled) for splits in draws}) == 3
 
 
@@ -79,7 +78,7 @@ def test_the_published_protocol_on_real_tweets(data_root):
     with (data_root / "hsol" / "labeled_data.csv").open(newline="") as file:
         labels = ["ham" if row["class"] == "2" else "spam" for row in csv.DictReader(file)]
     posts = [Post(str(number), "x", (), label) for number, label in enumerate(labels)]
-    splits = split_by_shares(posts, TASK, SHARES, labelled=100, balanced=True, balance=True, seed=3)
+    splits = draw_from(posts, labelled=100, balanced=True, balance=True, seed=3)
     assert (len(splits.test), len(splits.validation), len(splits.labelled), len(splits.pool)) == (
         832,
         832,
@@ -101,11 +100,15 @@ def test_a_column_names_the_splits():
         Post(str(number), "x", (), "spam" if number % 2 else "ham", {}, {"split": name})
         for number, name in enumerate(names)
     ]
-    splits = split_by_column(posts, TASK, labelled=4)
+    parts = parts_by_column(posts)
+    assert [len(parts[name]) for name in ("labelled", "validation", "pool", "test")] == [12, 2, 3, 2]
+    splits = split_given(
+        TASK, parts["labelled"], parts["validation"], parts["pool"], parts["test"], labelled=4
+    )
     assert [len(splits[name]) for name in ("labelled", "validation", "pool", "test")] == [4, 2, 11, 2]
     assert len(splits.truth) == 11
     with pytest.raises(SplitError, match=r"1 of 20 posts.*'20' with 'held'"):
-        split_by_column([*posts, Post("20", "x", (), "ham", {}, {"split": "held"})], TASK)
+        parts_by_column([*posts, Post("20", "x", (), "ham", {}, {"split": "held"})])
 
 
 def test_given_lists_and_an_id_in_two():
@@ -121,9 +124,8 @@ def test_given_lists_and_an_id_in_two():
     ("posts", "options", "message"),
     [
         (posts_of(30, 0), {}, r"'spam': 24, 'ham': 0.*at least 2"),
-        (posts_of(30, 1), {"labelled": 5}, r"train has .*'ham': 1.*at least 2"),
         (posts_of(30, 30), {"labelled": 99}, r"99 labelled posts asked for; expected 1 to 48"),
-        (posts_of(30, 20), {"per_class": 25}, r"25 posts of each class asked for.*'ham': 20"),
+        (posts_of(30, 0), {"balance": True}, r"cannot be cut down .*'spam': 30, 'ham': 0"),
         (posts_of(30, 30), {"labelled": -1}, r"-1 labelled posts"),
         (
             posts_of(30, 30),
@@ -131,15 +133,23 @@ def test_given_lists_and_an_id_in_two():
             r"9 labelled posts cannot be shared evenly by 2",
         ),
         (posts_of(90, 10), {"labelled": 40, "balanced": True}, r"20 labelled posts of each.*'ham': 8"),
-        (posts_of(30, 30), {}, r"the pool is empty .*48 labelled"),
-        (posts_of(100, 4), {"labelled": 20}, r"the labelled split has .*'ham': 1"),
+        (posts_of(100, 10), {"labelled": 10}, r"the labelled split has .*'ham': 1"),
         ([*posts_of(30, 30), Post("x", "x", (), "eggs")], {"labelled": 9}, r"post 'x' has the label 'eggs'"),
         ([*posts_of(30, 30, 1), Post("60", "y")], {"labelled": 9}, r"pool holds \d+ posts but \d+ ids"),
     ],
 )
 def test_too_little_is_said_with_the_figures(posts, options, message):
     with pytest.raises(SplitError, match=message):
-        split_by_shares(posts, TASK, SHARES, **options)
+        draw_from(posts, **options)
+
+
+def test_too_few_of_a_class_to_draw_from_and_an_empty_pool():
+    posts = posts_of(30, 30)
+    with pytest.raises(SplitError, match=r"train has .*'ham': 1.*at least 2"):
+        split_given(TASK, posts[:31], posts[31:], labelled=5)
+    splits = split_by_shares(posts, TASK, SHARES)
+    with pytest.raises(SplitError, match=r"the pool is empty .*48 labelled.*at least 1"):
+        build_corpus(splits, TASK, None)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from selftrain.build import (
     build,
     build_named,
     build_panel,
-    build_rule,
     build_settings,
     default_rule_for,
     default_selector_for,
@@ -100,7 +99,7 @@ def test_a_selection_is_built_by_its_kind_with_quotas_only_where_they_are_its_de
 )
 def test_rule_and_selection_follow_the_agents_in_a_recipe_as_in_python(write, kind, more, rule, selector):
     recipe = load_recipe(write(f'{LEAST}[agents]\nkind = "{kind}"\n{more}\n'))
-    assert (build_rule(recipe.verification), build_named(recipe.selection)) == (rule, selector)
+    assert (build_named(recipe.verification), build_named(recipe.selection)) == (rule, selector)
     panel = object() if ":" in kind else build_panel(recipe)
     assert (default_rule_for(panel), default_selector_for(rule)) == (rule, selector)
 

@@ -373,7 +373,7 @@ def test_rows_have_nothing_fetched_but_what_lies_beside_their_manifest(put, monk
 
 
 def test_a_picture_past_the_limit_is_set_aside_and_not_fetched(put, monkeypatch):
-    monkeypatch.setattr("selftrain.data.manifest.MAX_BYTES", 1000)
+    monkeypatch.setattr("selftrain.store.objects.MAX_BYTES", 1000)
     put("a/large.png", bytes(1001))
     url = put("a/posts.jsonl", lines([{"id": "a", "images": ["large.png"]}, {"id": "b", "text": "b"}]))
     report = read_manifest(url)
