@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -79,22 +78,18 @@ def serve(
     scratch = Scratch()
     try:
         measures = Measures()
-        batcher_of = partial(Batcher, load, **batching._asdict(), observe=measures.batch)
+        batcher = Batcher(load, **batching._asdict(), observe=measures.batch)
         known = (host, socket.gethostname(), *names)  # no look-up: it may take long
-        service_of = partial(Service, scratch=scratch, measures=measures, limits=limits, key=key, names=known)
-        return uvloop.run(_serve(batcher_of, service_of, listener, tell=tell))
+        service = Service(batcher, scratch, measures, limits=limits, key=key, names=known)
+        return uvloop.run(_serve(service, listener, tell))
     finally:
         scratch.close()
         listener.close()
 
 
-async def _serve(
-    batcher_of: Callable[..., Batcher],
-    service_of: Callable[[Batcher], Service],
-    listener: socket.socket,
-    *,
-    tell: Callable[[str], None],
-) -> bool:
+async def _serve(service: Service, listener: socket.socket, tell: Callable[[str], None]) -> bool:
+    batcher = service.batcher
+
     def loaded() -> None:
         predictor = batcher.predictor
         if predictor is None:
@@ -107,12 +102,9 @@ async def _serve(
             classes = " / ".join(predictor.classes)
             tell(f"ready: {predictor.kind} {predictor.name}, {classes}, {predictor.fingerprint[:12]}")
 
-    batcher = batcher_of(on_loaded=loaded)
-    service = service_of(batcher)
-
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        batcher.start()
+        batcher.start(loaded)
         starting = asyncio.ensure_future(service.intake.start())  # the port answers meanwhile
         yield
         await starting  # a process that is given up while it starts would be nobody's to end
