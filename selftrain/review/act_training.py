@@ -279,15 +279,13 @@ def _of_run(
             " manifests and backbone back, or run it again"
         )
     task, corpus = prepared.task, prepared.corpus
-
-    def split(positions: IntArray, other: Path | None = None) -> list[Post]:
-        if other is not None:
-            return _labelled(other, task)
-        return [post for post in (corpus.posts[int(p)] for p in positions) if post.label is not None]
-
+    labelled, checked, tested = (
+        [post for post in (corpus.posts[int(place)] for place in places) if post.label is not None]
+        for places in (corpus.labelled, corpus.validation, corpus.test)
+    )
     by_id = {post.id: post for post in corpus.posts}
     trusted = TrustedPosts(
-        split(corpus.labelled), split(corpus.validation, validation), split(corpus.test, test), by_id
+        labelled, _labelled(validation, task) or checked, _labelled(test, task) or tested, by_id
     )
     return task, trusted
 

@@ -303,13 +303,9 @@ class ReviewLedger(LedgerReader):
 @contextmanager
 def changing(connection: sqlite3.Connection, clock: Callable[[], float]) -> Iterator[Transaction]:
     """Make one change, all of it or nothing, at the time when it is its turn; others wait."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:  # commits, or rolls back
+        connection.execute("BEGIN IMMEDIATE")
         yield Transaction(connection, clock())
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 @contextmanager
