@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import fcntl
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-if sys.platform != "win32":
-    import fcntl
 
 from selftrain._util.files import check_regular
 from selftrain.report.post_history import JudgedPosts
@@ -154,12 +151,10 @@ def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResu
 
 
 def is_held(folder: RunFolder) -> bool | None:
-    """Return whether a process works on the run; None on a system without POSIX locks.
+    """Return whether a process works on the run; None where no lock can be asked for.
 
     A shared lock is asked for and let go at once: it fails exactly when somebody writes.
     """
-    if sys.platform == "win32":
-        return None
     try:
         check_regular(folder.path / ".lock")
         with (folder.path / ".lock").open("rb") as file:
