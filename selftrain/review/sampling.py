@@ -193,7 +193,12 @@ def request_reviews(
     if chosen is not None:  # whatever is refused leaves no ledger behind
         count = budget - asked if sample is None else sample
         _check_count(folder, len(chosen), count, among, again=asked > 0)
-        labels = _machine_labels(list(chosen.values()), folder.class_names(), among, batch, estimator)
+        verdicts = [last.verdict for last in chosen.values()]
+        accepted = {one.post_id: one.label for one in verdicts} if among == "accepted" else None
+        labels = error_estimates(verdicts, folder.class_names(), labels=accepted)
+        if estimator is not None:
+            errors = filled(estimator(batch, verdicts, labels))
+            labels = [one._replace(error=float(error)) for one, error in zip(labels, errors, strict=True)]
     with ReviewLedger.create(
         folder.path / LEDGER, classes=folder.class_names(), budget=budget,
         double_annotation_rate=double_annotation_rate, seed=seed,
@@ -217,23 +222,6 @@ def _unasked(folder: RunFolder, batch: str, among: Among) -> tuple[dict[str, Las
             return None, len(asked)
     judged = verdicts_among(folder, among)
     return {post_id: last for post_id, last in judged.items() if post_id not in asked}, len(asked)
-
-
-def _machine_labels(
-    chosen: Sequence[LastVerdict],
-    classes: Sequence[str],
-    among: Among,
-    batch: str,
-    estimator: Estimator | None,
-) -> list[MachineLabel]:
-    """Return the posts' labels and how likely each is wrong: by disagreement, or by the estimator."""
-    verdicts = [last.verdict for last in chosen]
-    accepted = {verdict.post_id: verdict.label for verdict in verdicts} if among == "accepted" else None
-    labels = error_estimates(verdicts, classes, labels=accepted)
-    if estimator is None:
-        return labels
-    errors = filled(estimator(batch, verdicts, labels))
-    return [one._replace(error=float(error)) for one, error in zip(labels, errors, strict=True)]
 
 
 def _check_count(folder: RunFolder, posts: int, count: int, among: Among, *, again: bool) -> None:
