@@ -83,8 +83,7 @@ def guarded(command: Callable[[], int | None]) -> int:
 def interrupted() -> int:
     """Say what Ctrl-C leaves, and return the exit status."""
     print(
-        "\ninterrupted: what was finished is kept, and the same command goes on from there",
-        file=sys.stderr,
+        "\ninterrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr
     )
     return INTERRUPTED
 

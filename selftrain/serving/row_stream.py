@@ -21,13 +21,7 @@ from backbones.progress import ProgressBar
 from selftrain._util.types import Json
 from selftrain.data.manifest import Tolerance
 from selftrain.engine.mapping import Engine, InProcess, Rescue
-from selftrain.errors import (
-    EngineError,
-    ManifestError,
-    RunMismatchError,
-    RunStateError,
-    ServingError,
-)
+from selftrain.errors import EngineError, ManifestError, RunMismatchError, RunStateError, ServingError
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.serving.row_source import Part, SourceRow, Tally
 from selftrain.store import atomic, locks

@@ -19,12 +19,7 @@ from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.errors import DecisionError
 from selftrain.review.estimates import ReviewedBatch, batches_of
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import (
-    Assignment,
-    LedgerReader,
-    Review,
-    agreement_of,
-)
+from selftrain.review.ledger_reader import Assignment, LedgerReader, Review, agreement_of
 from selftrain.review.opinions import Opinion, Opinions
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.pictures import as_webp, without_paths
