@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import uvloop
 from starlette.applications import Starlette
@@ -27,21 +26,15 @@ from selftrain.web.http_server import HttpServer, endpoint_of, listen
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-class Batching(NamedTuple):
-    """How requests share model calls: posts of one call, seconds to wait for company, posts that may wait."""
-
-    max_batch: int = 32
-    max_wait: float = 0.005
-    max_queue: int = 1024
-
-
 def serve(
     load: Callable[[], Predictor],
     *,
     host: str,
     port: int,
-    batching: Batching,
     limits: RequestLimits,
+    max_batch: int = 32,
+    max_wait: float = 0.005,
+    max_queue: int = 1024,
     key: str = "",
     names: Sequence[str] = (),
     tell: Callable[[str], None] = print,
@@ -51,6 +44,7 @@ def serve(
     Args:
         load: Gives the model; called in the thread that will own it, while the port is open already.
         port: To listen on; 0: one that is free.
+        max_batch, max_wait, max_queue: See `Batcher`.
         key: What clients must show; empty: nothing.
         names: Under which clients may ask for it, beside `host`, this machine's own and addresses.
         tell: Told, in a line, where the server listens, that it is ready, and that it ends.
@@ -60,8 +54,8 @@ def serve(
         leave with `os._exit`, for the interpreter's own exit would pull the libraries from under it.
 
     Raises:
-        ServingError: The port cannot be had, no client could show the key, or `limits` and `batching` do not
-            go together.
+        ServingError: The port cannot be had, no client could show the key, or `limits` and `max_queue` do
+            not go together.
         SelftrainError, BackboneError: The model cannot be loaded.
     """
     if any(mark.isspace() or not mark.isprintable() for mark in key):
@@ -69,16 +63,18 @@ def serve(
             "the key has a line end, a space or a control character in it, which no client can show: take it"
             " out (a key read from a file often ends in a line end)"
         )
-    if limits.posts > batching.max_queue:
+    if limits.posts > max_queue:
         raise ServingError(
-            f"a request may have {limits.posts} posts and the queue holds {batching.max_queue}: raise"
+            f"a request may have {limits.posts} posts and the queue holds {max_queue}: raise"
             " --max-queue, or lower --max-posts"
         )
     listener = listen(host, port)
     scratch = Scratch()
     try:
         measures = Measures()
-        batcher = Batcher(load, **batching._asdict(), observe=measures.batch)
+        batcher = Batcher(
+            load, max_batch=max_batch, max_wait=max_wait, max_queue=max_queue, observe=measures.batch
+        )
         known = (host, socket.gethostname(), *names)  # no look-up: it may take long
         service = Service(batcher, scratch, measures, limits=limits, key=key, names=known)
         return uvloop.run(_serve(service, listener, tell))
