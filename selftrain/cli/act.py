@@ -294,11 +294,9 @@ def train(
     more. predict, serve and filter open the model.
     """
     options.refuse_idle_overrides(recipe, overrides)
-    sections = None if recipe is None else config.load_recipe(recipe, overrides)
     found = act_training.train_on_reviews(
         folder, out, validation=validation, test=test, power=power, seed=seed, progress=sys.stderr.isatty(),
-        backbone=None if sections is None else sections.backbone,
-        classifier=None if sections is None else sections.classifier,
+        recipe=None if recipe is None else config.load_recipe(recipe, overrides),
     )  # fmt: skip
     echo(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
     if found.left_out:
