@@ -10,12 +10,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from runs.bench import act_coverage, act_loop, act_reviewers
-from runs.bench.act_simulation import annotated, annotated_like, criticized
+from runs.bench.act_simulation import (
+    LabelSet,
+    annotated,
+    annotated_like,
+    criticized,
+    labelled_set,
+    trained_on,
+)
 from runs.bench.act_tables import gap_lines, mean_lines, order_lines
 from runs.bench.annotation_quality import accuracy, chance_abs
 from runs.bench.study import Figure, Figures, numbers
@@ -26,10 +33,6 @@ from selftrain.act.budget import inclusion, systematic_sample
 from selftrain.errors import DataError
 from selftrain.models.head import HeadSettings
 from selftrain.models.metrics import macro_f1
-
-if TYPE_CHECKING:
-    from selftrain.act.training import ACTSet
-
 
 ACCURACIES = {"emotion": 0.82, "irony": 0.66}
 """Published accuracy of the annotator on each data set."""
@@ -147,8 +150,6 @@ def measure(
     figures: Figures, tweets: Tweets, dataset: str, seed: int, kind: str = "spread"
 ) -> Iterator[list[Figure]]:
     """What is missing of one data set and seed: every way to use the labels, and the criticizers' own."""
-    from selftrain.act.training import ACTSet, labelled_set
-
     split = split_of(tweets.labels, seed)
     truth = tweets.labels[split.train]
     rng = np.random.default_rng([seed, len(truth)])
@@ -161,7 +162,7 @@ def measure(
     wrong = machine != truth
     budget = round((float(wrong.mean()) + BUFFER) * len(truth))
 
-    def scored(method: str, labels: ACTSet) -> Iterator[list[Figure]]:
+    def scored(method: str, labels: LabelSet) -> Iterator[list[Figure]]:
         for head, settings in HEADS.items():
             full = f"{name} {head} {method}"
             if not figures.has("act", full, budget, seed):
@@ -184,7 +185,7 @@ def measure(
                 reviewed = np.zeros(len(truth), dtype=bool)
                 reviewed[systematic_sample(pi, seed)] = True
                 method = f"auc={auc:g}{manner} {label}"
-                yield from scored(f"{method} ACT", ACTSet(machine, truth, reviewed, pi))
+                yield from scored(f"{method} ACT", LabelSet(machine, truth, reviewed, pi))
                 # under the threshold rule the ACT loss is this already
                 if rule != "threshold":
                     yield from scored(f"{method} mixed", labelled_set(np.where(reviewed, truth, machine)))
@@ -200,16 +201,12 @@ def _criticizer(wrong: BoolArray, errors: FloatArray, budget: int) -> dict[str, 
 
 
 def _trained(
-    tweets: Tweets, split: Split, labels: ACTSet, settings: HeadSettings, seed: int
+    tweets: Tweets, split: Split, labels: LabelSet, settings: HeadSettings, seed: int
 ) -> dict[str, float]:
     """Test figures of a head trained on `labels`."""
-    from selftrain.act.training import train_classes
-    from selftrain.models.head import fit_scaling
-
-    model = train_classes(
-        tweets.rows[split.train], labels, tweets.rows[split.validation], tweets.labels[split.validation],
-        classes=tweets.classes, scaling=fit_scaling(tweets.rows[split.train], tweets.layout),
-        settings=settings, seed=seed,
+    model = trained_on(
+        labels, tweets.rows[split.train], tweets.rows[split.validation], tweets.labels[split.validation],
+        classes=tweets.classes, layout=tweets.layout, settings=settings, seed=seed,
     )  # fmt: skip
     predicted = model.predict(tweets.test_rows)
     return {

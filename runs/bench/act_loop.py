@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from runs.bench.act_simulation import LabelSet, labelled_set, trained_on
 from runs.bench.annotation_quality import accuracy
 from runs.bench.study import Figure, Figures
 from selftrain._util.choices import Rule
@@ -30,7 +31,6 @@ from selftrain.models.metrics import macro_f1
 from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
-    from selftrain.act.training import ACTSet
     from selftrain.config import Recipe
     from selftrain.data.preparation import PreparedData
 
@@ -187,33 +187,29 @@ def _criticizer(judged: Judged) -> dict[str, float]:
     }
 
 
-def _label_sets(judged: Judged, budget: int, seed: int) -> Iterator[tuple[str, ACTSet]]:
-    from selftrain.act.training import ACTSet, labelled_set
-
+def _label_sets(judged: Judged, budget: int, seed: int) -> Iterator[tuple[str, LabelSet]]:
     pi = inclusion(judged.errors, budget, rule=RULE, floor=FLOOR, seed=seed)
     reviewed = np.zeros(len(pi), dtype=bool)
     reviewed[systematic_sample(pi, seed)] = True
     mixed = np.where(reviewed, judged.truth, judged.machine)
     yield "act mixed", labelled_set(mixed)
     if 0 < budget < len(pi):
-        yield "act", ACTSet(judged.machine, judged.truth, reviewed, pi)
+        yield "act", LabelSet(judged.machine, judged.truth, reviewed, pi)
 
 
-def _trained(prepared: PreparedData, judged: Judged, labels: ACTSet, seed: int) -> dict[str, float]:
+def _trained(prepared: PreparedData, judged: Judged, labels: LabelSet, seed: int) -> dict[str, float]:
     """Test figures of a head on the run's labels and the judged posts."""
-    from selftrain.act.training import ACTSet, train_classes
-    from selftrain.models.head import HeadSettings, fit_scaling
+    from selftrain.models.head import HeadSettings
 
     corpus = prepared.corpus
     assert corpus.table is not None
     given = corpus.labels[corpus.labelled].astype(np.int64)
-    trusted = (given, given, np.zeros(len(given), dtype=bool), np.ones(len(given)))
-    whole = ACTSet(*(np.concatenate(pair) for pair in zip(trusted, labels, strict=True)))
+    pairs = zip(labelled_set(given), labels, strict=True)
+    whole = LabelSet(*(np.concatenate(pair) for pair in pairs))
     rows = corpus.rows(np.concatenate([corpus.labelled, judged.positions]))
-    model = train_classes(
-        rows, whole, corpus.rows(corpus.validation), corpus.labels[corpus.validation].astype(np.int64),
-        classes=corpus.classes, scaling=fit_scaling(rows, corpus.table.layout),
-        settings=HeadSettings(), seed=seed,
+    model = trained_on(
+        whole, rows, corpus.rows(corpus.validation), corpus.labels[corpus.validation].astype(np.int64),
+        classes=corpus.classes, layout=corpus.table.layout, settings=HeadSettings(), seed=seed,
     )  # fmt: skip
     truth = corpus.labels[corpus.test].astype(np.int64)
     predicted = model.predict(corpus.rows(corpus.test))

@@ -7,16 +7,20 @@ ones, mu set by its AUC, and states the probability that follows, so that its es
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from selftrain._util.choices import Rule
-from selftrain._util.types import BoolArray, FloatArray, IntArray
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.act.budget import inclusion, systematic_sample
 from selftrain.act.error_estimate import ErrorEstimate, label_error
 from selftrain.errors import BudgetError
+
+if TYPE_CHECKING:
+    from backbones.base import FeatureLayout
+    from selftrain.models.head import HeadClassifier, HeadSettings
 
 
 class SimulatedReview(NamedTuple):
@@ -31,6 +35,45 @@ class Population(NamedTuple):
 
     wrong: BoolArray
     errors: FloatArray
+
+
+class LabelSet(NamedTuple):
+    """Labels of the training posts, as class indices; the human ones are read where reviewed."""
+
+    machine: IntArray  # [M]
+    human: IntArray  # [M]
+    reviewed: BoolArray  # [M] delta
+    inclusion: FloatArray  # [M] pi
+
+
+def labelled_set(labels: IntArray) -> LabelSet:
+    """Labels that are all trusted alike: with them the ACT loss is the cross-entropy."""
+    nobody = np.zeros(len(labels), dtype=bool)
+    return LabelSet(labels, labels, nobody, np.ones(len(labels)))
+
+
+def trained_on(
+    labels: LabelSet,
+    rows: Float32Array,
+    validation_rows: Float32Array,
+    validation_labels: IntArray,
+    *,
+    classes: Sequence[str],
+    layout: FeatureLayout,
+    settings: HeadSettings,
+    seed: int,
+) -> HeadClassifier:
+    """A head trained with the ACT loss on rows [M, D]."""
+    from selftrain.act.training import ACTTrainer
+
+    human = [
+        classes[one] if known else None for one, known in zip(labels.human, labels.reviewed, strict=True)
+    ]
+    model = ACTTrainer(classes, settings=settings, seed=seed).fit(
+        rows, [classes[one] for one in labels.machine], human, labels.inclusion,
+        validation=(validation_rows, [classes[one] for one in validation_labels]), layout=layout,
+    )  # fmt: skip
+    return model.classifier
 
 
 def annotated(labels: IntArray, classes: int, accuracy: float, rng: np.random.Generator) -> IntArray:

@@ -138,9 +138,7 @@ def systematic_sample(pi: npt.ArrayLike, seed: int) -> IntArray:
     uniform u: never more than the budget and never fewer, unlike independent draws. The sample is shuffled,
     so that those who stop before its end have still reviewed a chance part of it.
     """
-    chances = np.asarray(pi, dtype=np.float64).reshape(-1)
-    if not bool(((chances >= 0.0) & (chances <= 1.0)).all()):
-        raise BudgetError(f"{_first_outside(chances)}: expected inclusion probabilities in [0, 1]")
+    chances = _shares(np.asarray(pi, dtype=np.float64).reshape(-1), "inclusion probabilities in [0, 1]")
     total = float(chances.sum())
     if abs(total - round(total)) > 1e-6 * max(total, 1.0):
         raise BudgetError(
@@ -174,17 +172,18 @@ def checked(errors: npt.ArrayLike) -> FloatArray:
     values = np.asarray(errors, dtype=np.float64)
     if values.ndim != 1:
         raise BudgetError(f"error estimates of shape {values.shape}: expected [N], one a post")
-    if not bool(((values >= 0.0) & (values <= 1.0)).all()):
+    advice = "where the criticizer gave none, `filled` says what stands in"
+    return _shares(values, f"error estimates in [0, 1]; {advice}")
+
+
+def _shares(values: FloatArray, expected: str) -> FloatArray:
+    outside = np.flatnonzero(~((values >= 0.0) & (values <= 1.0)))
+    if len(outside):
         raise BudgetError(
-            f"{_first_outside(values)}: expected error estimates in [0, 1]; where the criticizer gave none, "
-            "`filled` says what stands in"
+            f"{len(outside)} of {len(values)} values lie outside, the first is {values[outside[0]]}: expected"
+            f" {expected}"
         )
     return values
-
-
-def _first_outside(values: FloatArray) -> str:
-    outside = np.flatnonzero(~((values >= 0.0) & (values <= 1.0)))
-    return f"{len(outside)} of {len(values)} values lie outside, the first is {values[outside[0]]}"
 
 
 def _checked(errors: npt.ArrayLike, budget: int) -> FloatArray:

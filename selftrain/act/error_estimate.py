@@ -95,7 +95,24 @@ def label_error(
         EstimateError: No reviewed post, a post that could not have been drawn, more reviews than the
             probabilities sum to, arrays of different lengths.
     """
-    e, pi, delta, y, inside = _arrays(errors, inclusion, reviewed, wrong, members)
+    e, pi = checked(errors), np.asarray(inclusion, dtype=np.float64)
+    delta, y = np.asarray(reviewed, dtype=bool), np.asarray(wrong, dtype=bool)
+    inside = np.ones(len(e), dtype=bool) if members is None else np.asarray(members, dtype=bool)
+    shapes = [array.shape for array in (e, pi, delta, y, inside)]
+    if len(set(shapes)) > 1:
+        raise EstimateError(f"arrays of shapes {shapes}: expected one value a post in each")
+    outside = ~((pi > 0) & (pi <= 1))
+    if outside.any():
+        raise EstimateError(
+            f"{int(outside.sum())} of {len(pi)} inclusion probabilities lie outside (0, 1],"
+            f" {int((pi == 0).sum())} of them are 0: expected every post to have a chance of review; draw the"
+            " sample with a floor, or with another rule than threshold"
+        )
+    if not inside.any() or not delta.any():
+        raise EstimateError(
+            f"{int(inside.sum())} posts asked about, {int(delta.sum())} reviewed in all: expected at least "
+            "one of each; review some"
+        )
     pi = realised(pi, delta)
     posts, answered = int(inside.sum()), int((delta & inside).sum())
     found = int((y & delta & inside).sum())
@@ -115,34 +132,6 @@ def label_error_by(groups: Sequence[str], *arrays: npt.ArrayLike) -> dict[str, E
     """
     names = np.asarray(groups, dtype=object)
     return {str(name): label_error(*arrays, members=names == name) for name in dict.fromkeys(groups)}
-
-
-def _arrays(
-    errors: npt.ArrayLike,
-    inclusion: npt.ArrayLike,
-    reviewed: npt.ArrayLike,
-    wrong: npt.ArrayLike,
-    members: npt.ArrayLike | None,
-) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, BoolArray]:
-    e, pi = checked(errors), np.asarray(inclusion, dtype=np.float64)
-    delta, y = np.asarray(reviewed, dtype=bool), np.asarray(wrong, dtype=bool)
-    inside = np.ones(len(e), dtype=bool) if members is None else np.asarray(members, dtype=bool)
-    shapes = [array.shape for array in (e, pi, delta, y, inside)]
-    if len(set(shapes)) > 1:
-        raise EstimateError(f"arrays of shapes {shapes}: expected one value a post in each")
-    if not bool(((pi > 0) & (pi <= 1)).all()):
-        never = int((pi == 0).sum())
-        raise EstimateError(
-            f"{int((~((pi > 0) & (pi <= 1))).sum())} of {len(pi)} inclusion probabilities lie outside (0, 1],"
-            f" {never} of them are 0: expected every post to have a chance of review; draw the sample with a"
-            " floor, or with another rule than threshold"
-        )
-    if not inside.any() or not delta.any():
-        raise EstimateError(
-            f"{int(inside.sum())} posts asked about, {int(delta.sum())} reviewed in all: expected at least "
-            "one of each; review some"
-        )
-    return e, pi, delta, y, inside
 
 
 def realised(pi: FloatArray, delta: BoolArray) -> FloatArray:

@@ -8,8 +8,9 @@ and a buffer, 10 % of the posts by default. With a single candidate it criticize
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from selftrain.act.budget import filled
 from selftrain.errors import BudgetError
 from selftrain.models.metrics import auc_interval, wilson
 
+Answers = TypeVar("Answers")
 BUFFER = 0.10
 _FEW = 30
 
@@ -153,13 +155,16 @@ def select_models(
     if self_criticism and best.model not in critics:
         critics.append(best.model)
     criticizers = [Criticizer(prompts, strategy, **options) for strategy in strategies]
+    wrong = np.array([a.label != post.label for a, post in zip(annotations, posts, strict=True)])
     scores = list[CriticizerScore]()
     for model in critics:
-        own = [_criticized(model, runners[model], one, posts, annotations, seed=seed) for one in criticizers]
+        own = list[CriticizerScore]()
+        for one in criticizers:
+            given, tokens = _paid(runners[model], partial(one.criticize, runners[model], posts, annotations))
+            own.append(criticizer_score(model, one.strategy.name, given, wrong, tokens, seed=seed))
         scores += sorted(own, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
-    wrong = sum(a.label != post.label for a, post in zip(annotations, posts, strict=True))
     return ModelSelection(
-        best, scores[0], advise(wrong, len(posts), buffer=buffer, pool=pool),
+        best, scores[0], advise(int(wrong.sum()), len(posts), buffer=buffer, pool=pool),
         tuple(score for score, _ in tried), tuple(scores), _warnings(best, scores[0], len(runners)),
     )  # fmt: skip
 
@@ -167,29 +172,17 @@ def select_models(
 def _annotated(
     model: str, runner: Runner, annotator: Annotator, posts: Sequence[LabelledPost]
 ) -> tuple[AnnotatorScore, Sequence[Annotation]]:
-    before = runner.usage()
-    given = annotator.annotate(runner, posts)
-    paid = runner.usage().minus(before).usage.total
+    given, tokens = _paid(runner, partial(annotator.annotate, runner, posts))
     right = sum(a.label == post.label for a, post in zip(given, posts, strict=True))
     unlabelled = sum(a.label is None for a in given)
-    score = AnnotatorScore(model, annotator.name, wilson(right, len(posts)), len(posts), unlabelled, paid)
+    score = AnnotatorScore(model, annotator.name, wilson(right, len(posts)), len(posts), unlabelled, tokens)
     return score, given
 
 
-def _criticized(
-    model: str,
-    runner: Runner,
-    criticizer: Criticizer,
-    posts: Sequence[LabelledPost],
-    annotations: Sequence[Annotation],
-    *,
-    seed: int,
-) -> CriticizerScore:
+def _paid(runner: Runner, ask: Callable[[], Answers]) -> tuple[Answers, int]:
+    """Ask, and return what came with the tokens that it took."""
     before = runner.usage()
-    given = criticizer.criticize(runner, posts, annotations)
-    paid = runner.usage().minus(before).usage.total
-    wrong = np.array([a.label != post.label for a, post in zip(annotations, posts, strict=True)])
-    return criticizer_score(model, criticizer.strategy.name, given, wrong, paid, seed=seed)
+    return ask(), runner.usage().minus(before).usage.total
 
 
 def criticizer_score(

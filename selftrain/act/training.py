@@ -1,27 +1,23 @@
 """Training with the ACT loss: machine labels for all posts, human labels for a reviewed sample, K classes.
 
-`ACTTrainer` is the door: posts or feature rows with class names in, a model out. `train_classes` is what it
-calls, on rows and class indices.
-
 Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a feature row, ``K`` classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from backbones.base import Backbone, Encodable
+from backbones.base import Backbone, Encodable, FeatureLayout
 from losses.act import act_cross_entropy
-from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import TrainingError
 from selftrain.models.act_model import ACTModel, rows_of
 from selftrain.models.calibration import fit_temperature
-from selftrain.models.head import HeadClassifier, HeadSettings, Scaling, fit_head, fit_scaling
+from selftrain.models.head import HeadSettings, fit_head, fit_scaling
 
 
 class ACTTrainer:
@@ -80,6 +76,7 @@ class ACTTrainer:
         inclusion: npt.ArrayLike,
         *,
         validation: tuple[Sequence[Encodable] | Float32Array, Sequence[str]],
+        layout: FeatureLayout | None = None,
     ) -> ACTModel:
         """Train, keep the epoch with the best macro-F1 on the validation posts, calibrate on them.
 
@@ -90,6 +87,7 @@ class ACTTrainer:
             inclusion: pi [M], the probability with which each post was sent to review, in (0, 1] where
                 somebody looked; 1 for posts that were labelled by people without a draw.
             validation: Posts or rows [V] of trusted labels, and those.
+            layout: Of rows that are given; None: not known.
 
         Raises:
             TrainingError: No post to train or validate on, a label that is no class, rows or labels of
@@ -108,14 +106,22 @@ class ACTTrainer:
             )
         reviewed = np.array([label is not None for label in human], dtype=bool)
         given = [one if one is not None else other for one, other in zip(human, machine, strict=True)]
-        labels = ACTSet(self._indices(machine), self._indices(given), reviewed, pi)
+        labels = (self._indices(machine), self._indices(given), reviewed, pi)
         validation_labels = self._indices(truth)
-        rows = rows_of(data, self.backbone, self.batch_size, self.workers)
-        layout = None if self.backbone is None else self.backbone.layout
-        classifier = train_classes(
-            rows, labels, rows_of(checked, self.backbone, self.batch_size, self.workers), validation_labels,
-            classes=self.classes, scaling=fit_scaling(rows, layout),
-            settings=self.settings, seed=self.seed, power=self.power, where="ACT training",
+        rows, checked_rows = (
+            rows_of(one, self.backbone, self.batch_size, self.workers) for one in (data, checked)
+        )
+        if not len(rows) or not len(checked_rows):
+            raise TrainingError(
+                f"ACT training: {len(rows)} posts to train on, {len(checked_rows)} to validate on,"
+                f" {len(self.classes)} classes: expected at least one of each, two classes"
+            )
+        known = tuple(map(torch.from_numpy, labels))
+        classifier = fit_head(
+            rows, lambda z: act_cross_entropy(z, *known, power=self.power), checked_rows, validation_labels,
+            scaling=fit_scaling(rows, self.backbone.layout if self.backbone is not None else layout),
+            settings=self.settings, seed=self.seed, classes=self.classes, where="ACT training",
+            calibrate=fit_temperature,
         )  # fmt: skip
         return ACTModel(
             classifier, self.positive, self.backbone, batch_size=self.batch_size, workers=self.workers
@@ -126,50 +132,3 @@ class ACTTrainer:
         if unknown:
             raise TrainingError(f"the label {unknown[0]!r} is no class: expected one of {list(self.classes)}")
         return np.array([self.classes.index(label) for label in labels], dtype=np.int64)
-
-
-class ACTSet(NamedTuple):
-    """Labels of the training posts, as class indices in [0, K)."""
-
-    machine: IntArray  # [M] machine labels
-    human: IntArray  # [M] human labels where reviewed, anything elsewhere
-    reviewed: BoolArray  # [M] delta
-    inclusion: FloatArray  # [M] pi
-
-
-def labelled_set(labels: IntArray) -> ACTSet:
-    """Return labels that are all trusted alike: with them the ACT loss is the cross-entropy."""
-    nobody = np.zeros(len(labels), dtype=bool)
-    return ACTSet(labels, labels, nobody, np.ones(len(labels)))
-
-
-def train_classes(
-    rows: Float32Array,
-    labels: ACTSet,
-    validation_rows: Float32Array,
-    validation_labels: IntArray,
-    *,
-    classes: Sequence[str],
-    scaling: Scaling,
-    settings: HeadSettings,
-    seed: int,
-    power: float = 1.0,
-    where: str = "training",
-) -> HeadClassifier:
-    """Train on all rows [M, D] at once, keep the epoch with the best validation macro-F1, calibrate.
-
-    `labelled_set` makes labels of plain ones; the validation labels [V] are trusted. Errors as of
-    `ACTTrainer.fit`.
-    """
-    if len(classes) < 2 or not len(rows) or not len(validation_rows):
-        raise TrainingError(
-            f"{where}: {len(rows)} posts to train on, {len(validation_rows)} to validate on, {len(classes)}"
-            " classes: expected at least one of each, two classes"
-        )
-    machine, human, reviewed, inclusion = map(torch.from_numpy, labels)
-    return fit_head(
-        rows, lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
-        validation_rows, validation_labels,
-        scaling=scaling, settings=settings, seed=seed, classes=classes, where=where,
-        calibrate=fit_temperature,
-    )  # fmt: skip

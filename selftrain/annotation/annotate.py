@@ -211,12 +211,12 @@ def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int
     questioner.runner.identity()  # a server that is none is refused as such, not as one that does not measure
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
+    fault = "no picture of the posts that were drawn could be read"
     try:
         sizes = questioner.measure([asking[i] for i in chosen])
     except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
-        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, str(error))
+        sizes, fault = [], str(error)
     if not sizes:
-        fault = "no picture of the posts that were drawn could be read"
         return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, fault)
     prompt, image = (sum(size[part] for size in sizes) / len(sizes) * calls for part in (0, 1))
     return AnnotationCost(len(asking), calls, unasked, prompt, image, completion, len(sizes))

@@ -52,17 +52,14 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
     """Return the answer in what came back, or why there is none."""
     if given.answer is None:
         return UNSURE if given.state is State.ABSTAIN else given.fault
-    if question is None or question.counting is None:
-        probability = None if given.probs is None else given.probs[given.answer]
-        return ModelAnswer(given.answer, probability, given.rationale, given.source, given.cache_key)
-    count = int(given.answer)
-    answer = question.answer_for_count(count, pictures)
-    probability = None
-    if given.probs is not None:
+    answer, alike, counted = given.answer, [given.answer], dict[str, int]()
+    if question is not None and question.counting is not None:
+        counted = {"count": int(given.answer), "pictures": pictures}
+        answer = question.answer_for_count(int(given.answer), pictures)
         # every count that makes the same answer speaks for it
-        alike = [n for n in given.probs if question.answer_for_count(int(n), pictures) == answer]
-        probability = min(sum(given.probs[n] for n in alike), 1.0)
-    return ModelAnswer(answer, probability, given.rationale, given.source, given.cache_key, count, pictures)
+        alike = [n for n in given.probs or () if question.answer_for_count(int(n), pictures) == answer]
+    probability = None if given.probs is None else min(sum(given.probs[one] for one in alike), 1.0)
+    return ModelAnswer(answer, probability, given.rationale, given.source, given.cache_key, **counted)
 
 
 class KnownAnswers(NamedTuple):

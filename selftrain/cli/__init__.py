@@ -12,7 +12,7 @@ from typer.main import get_command
 from selftrain import __version__
 from selftrain._util.printable import printable_lines
 from selftrain.cli.commands import CommandLine
-from selftrain.cli.guard import FAILED, INTERRUPTED, interrupted, quiet, refused, share_cores
+from selftrain.cli.guard import FAILED, INTERRUPTED, interrupted, prepare_process, refused
 from selftrain.cli.standard_streams import OutputError, whole
 
 app = typer.Typer(
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         that make no command, 130 after Ctrl-C, 141 when whoever read the output went away.
     """
     with whole():
-        quiet()
-        share_cores()
+        prepare_process()
         try:
             status = _run(argv)
             # here rather than at exit, where a refusal could not be caught any more

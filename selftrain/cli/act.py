@@ -34,8 +34,7 @@ with deferred():
 app = noun("Label a pool by models, and have people put right what is likely wrong.")
 
 Store = Annotated[
-    Path | None,
-    options.written("Kept answers; by default responses.sqlite beside MANIFEST.", panel=COST),
+    Path | None, options.written("Kept answers; by default responses.sqlite beside MANIFEST.", panel=COST)
 ]
 LabelDir = Annotated[Path, argument("DIR", "As `selftrain act annotate` made it.")]
 
@@ -248,10 +247,7 @@ def annotate(
 
 
 @app.command(epilog="Example: selftrain act export labels --out labelled.jsonl")
-def export(
-    folder: LabelDir,
-    out: Annotated[Path, options.written("JSON lines, CSV or Parquet.")],
-) -> None:
+def export(folder: LabelDir, out: Annotated[Path, options.written("JSON lines, CSV or Parquet.")]) -> None:
     """Write a manifest with the labels of a labelling: people's, else the machine's.
 
     Every label has where it comes from (`provenance`). Prints how wrong the machine's labels are, by the
@@ -298,11 +294,9 @@ def train(
     more. predict, serve and filter open the model.
     """
     options.refuse_idle_overrides(recipe, overrides)
-    sections = None if recipe is None else config.load_recipe(recipe, overrides)
     found = act_training.train_on_reviews(
         folder, out, validation=validation, test=test, power=power, seed=seed, progress=sys.stderr.isatty(),
-        backbone=None if sections is None else sections.backbone,
-        classifier=None if sections is None else sections.classifier,
+        recipe=None if recipe is None else config.load_recipe(recipe, overrides),
     )  # fmt: skip
     echo(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
     if found.left_out:

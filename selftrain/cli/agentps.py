@@ -169,10 +169,7 @@ def predict(
     device: Device = "auto",
     server: Annotated[
         str | None,
-        option(
-            "MODEL is a merged checkpoint, and vLLM serves it there for token_embed.",
-            metavar="URL",
-        ),
+        option("MODEL is a merged checkpoint, and vLLM serves it there for token_embed.", metavar="URL"),
     ] = None,
     workers: options.Workers,
 ) -> None:

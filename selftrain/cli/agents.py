@@ -62,8 +62,7 @@ class Serving(NamedTuple):
         ),
     ] = None  # fmt: skip
     max_num_seqs: Annotated[
-        int | None,
-        option("Most requests at the same time; by default vLLM's.", metavar="N", panel=CAPACITY),
+        int | None, option("Most requests at the same time; by default vLLM's.", metavar="N", panel=CAPACITY)
     ] = None
     dtype: Annotated[
         str,
@@ -99,8 +98,7 @@ def serve(
         list[str], several("A LoRA adapter; may be given several times.", "--adapter", metavar="NAME=FOLDER")
     ],
     log: Annotated[
-        Path | None,
-        written("Add the server's output to FILE; by default a temporary one."),
+        Path | None, written("Add the server's output to FILE; by default a temporary one.")
     ] = None,
     time_limit: Annotated[
         float, option("Seconds without progress until it is given up.", metavar="S")

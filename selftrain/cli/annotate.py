@@ -23,7 +23,6 @@ with deferred():
     from selftrain.annotation import annotate as annotation
     from selftrain.annotation import answer_report
     from selftrain.data import manifest as manifests
-    from selftrain.engine import on_ray
 
 app = typer.Typer()
 
@@ -103,7 +102,17 @@ def annotate(
     )  # fmt: skip
     _print_problems(prepared)  # to be known before anything is paid for
     if engine is not None and not estimate:
-        _print_annotated(_annotate_on(engine, prepared, settings, prompts, max_failed))
+        if not settings.vlm.database:
+            raise RecipeError(
+                "workers share the answers that were paid for, and the token cap, in a PostgreSQL database:"
+                " name it with --recipe FILE --set vlm.database=postgresql://..."
+            )
+        build = partial(
+            annotation.build_questioner, settings, prepared.task, out.absolute(),
+            prompts=None if prompts is None else prompts.absolute(), max_failed=1.0,
+        )  # fmt: skip
+        pool = annotation.QuestionerPool(engine, build, max_failed=max_failed, progress=sys.stderr.isatty())
+        _print_annotated(annotation.annotate(prepared, pool))
         return
     questioner = annotation.build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
@@ -116,27 +125,6 @@ def annotate(
             _print_annotated(annotation.annotate(prepared, questioner))
     finally:
         questioner.close()
-
-
-def _annotate_on(
-    engine: on_ray.OnRay,
-    prepared: annotation.PreparedAnnotation,
-    settings: annotation.AnnotationSettings,
-    prompts: Path | None,
-    max_failed: float,
-) -> annotation.AnnotatedManifest:
-    """Annotate by the workers of a cluster; RecipeError: no database that they share their answers in."""
-    if not settings.vlm.database:
-        raise RecipeError(
-            "workers share the answers that were paid for, and the token cap, in a PostgreSQL database: name"
-            " it with --recipe FILE --set vlm.database=postgresql://..."
-        )
-    build = partial(
-        annotation.build_questioner, settings, prepared.task, prepared.out.absolute(),
-        prompts=None if prompts is None else prompts.absolute(), max_failed=1.0,
-    )  # fmt: skip
-    pool = annotation.QuestionerPool(engine, build, max_failed=max_failed, progress=sys.stderr.isatty())
-    return annotation.annotate(prepared, pool)
 
 
 def _print_problems(prepared: annotation.PreparedAnnotation) -> None:

@@ -83,8 +83,7 @@ def guarded(command: Callable[[], int | None]) -> int:
 def interrupted() -> int:
     """Say what Ctrl-C leaves, and return the exit status."""
     print(
-        "\ninterrupted: what was finished is kept, and the same command goes on from there",
-        file=sys.stderr,
+        "\ninterrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr
     )
     return INTERRUPTED
 
@@ -98,8 +97,11 @@ def refused(error: OutputError) -> int:
     return FAILED
 
 
-def quiet() -> None:
-    """Keep the libraries' chatter out of the output, and survive a terminal that lacks a character."""
+def prepare_process() -> None:
+    """Keep the libraries' chatter out of the output, survive a terminal without a character, share cores."""
+    # threads of a model that wait for each other sleep instead of spinning on cores that others need: beside
+    # other work two that spun on two cores took ten times as long as one. OpenMP reads it as torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:  # whoever asks for warnings with -W or PYTHONWARNINGS gets them
@@ -110,15 +112,6 @@ def quiet() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-
-
-def share_cores() -> None:
-    """Let threads of a model that wait for each other sleep, instead of spinning on cores that others need.
-
-    Beside other work two spinning threads on two cores took ten times as long as one: each waits for one that
-    the other keeps from running. OpenMP reads the variable when torch is loaded.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class _Printable(logging.Formatter):

@@ -75,10 +75,6 @@ class Together(NamedTuple):
     ] = 5.0
     max_queue: Annotated[int, option("Posts that may wait.", min=1, metavar="N", panel=TOGETHER)] = 1024
 
-    def batching(self) -> server.Batching:
-        """Return it in seconds."""
-        return server.Batching(self.max_batch, self.max_wait_ms / 1000, self.max_queue)
-
 
 class Limits(NamedTuple):
     """What a request may bring."""
@@ -149,7 +145,8 @@ def serve(
     ended = server.serve(
         lambda: load_predictor.load_predictor(model, threads=count),
         host=host, port=port, key=key, names=allow_host, tell=echo,
-        batching=together.batching(), limits=limits.of_requests(),
+        max_batch=together.max_batch, max_wait=together.max_wait_ms / 1000, max_queue=together.max_queue,
+        limits=limits.of_requests(),
     )  # fmt: skip
     if not ended:
         sys.stderr.flush()

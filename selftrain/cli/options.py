@@ -140,8 +140,7 @@ Overrides = Annotated[
     ),
 ]
 Prompts = Annotated[
-    Path | None,
-    option("Prompt files that replace the built-in ones.", metavar="DIR", panel=ASKING),
+    Path | None, option("Prompt files that replace the built-in ones.", metavar="DIR", panel=ASKING)
 ]
 Host = Annotated[str, option("Address to listen on.")]
 Seed = Annotated[int, option("Of every draw.", metavar="N")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,8 @@ from selftrain.cli.printing import console, echo, plain, print_hints, print_json
 from selftrain.store import atomic
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from agents.judgment import Verdict
 
 with deferred():
@@ -63,29 +65,41 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the rounds of a run, or everything said about one post."""
-    asked: dict[post_history.Kind, bool] = {
-        "disagreements": disagreements,
-        "failed": failed,
-        "changed": changed,
-    }
-    kinds = [kind for kind, wanted in asked.items() if wanted]
+    # in the order of KINDS
+    wanted = dict(zip(KINDS, (disagreements, failed, changed), strict=True))
+    kinds = [kind for kind, asked in wanted.items() if asked]
     if len(kinds) + (post is not None) > 1:
         raise typer.BadParameter("only one of --post, --disagreements, --failed and --changed at a time")
     folder = run_dir.RunFolder(run)
-    if post is not None:
-        _show_post(folder, post, number, as_json=as_json)
-    elif kinds:
-        _show_kind(folder, number, kinds[0], as_json=as_json)
-    elif number is not None:
-        _show_round(folder, number, as_json=as_json)
-    else:
+    if post is None and not kinds and number is None:
         _show_rounds(folder, as_json=as_json)
+        return
+    records: Iterable[dict[str, Any]]
+    lines: Iterable[Text]
+    if post is not None:
+        story = post_history.load(folder, post, number)
+        records, lines = story.to_json(), tables.post_lines(story)
+    elif kinds:
+        told = post_history.told_chapters(folder, number)
+        chosen = [one for one in told if post_history.is_of_kind(one.verdict, kinds[0])]
+        records = ({"round": one.round, "kept": one.kept, **one.verdict.to_json()} for one in chosen)
+        where = "any round" if number is None else f"round {number}"
+        nothing = plain(f"none in {where}: no {KINDS[kinds[0]]}")
+        lines = map(tables.chapter_line, chosen) if chosen else [nothing]
+    else:
+        verdicts = [one.verdict for one in post_history.told_chapters(folder, number)]
+        records = (verdict.to_json() for verdict in verdicts)
+        nothing = plain(f"round {number} verified no post: it is the labels alone")
+        lines = map(tables.verdict_line, verdicts) if verdicts else [nothing]
+    if as_json:
+        print_json(*records)
+    else:
+        print_texts(lines)
 
 
 @app.command(epilog="Example: selftrain report runs/mine --out mine.html")
 def report(
-    run: RunPath,
-    out: Annotated[Path | None, written("Where to, instead of report.html in RUN.")] = None,
+    run: RunPath, out: Annotated[Path | None, written("Where to, instead of report.html in RUN.")] = None
 ) -> None:
     """Render a run's report.html anew."""
     echo(run_page.write_report(run_dir.RunFolder(run), out))
@@ -108,35 +122,6 @@ def compare(
     _print_comparison(comparison)
     if html is not None:
         echo(html)
-
-
-def _show_post(folder: run_dir.RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:
-    story = post_history.load(folder, post_id, number)
-    if as_json:
-        print_json(*story.to_json())
-    else:
-        print_texts(tables.post_lines(story))
-
-
-def _show_round(folder: run_dir.RunFolder, number: int, *, as_json: bool) -> None:
-    post_history.select_rounds(folder, number)
-    verdicts = folder.verdicts(number)
-    if as_json:
-        print_json(*(verdict.to_json() for verdict in verdicts))
-        return
-    nothing = [] if verdicts else [plain(f"round {number} verified no post: it is the labels alone")]
-    print_texts([*map(tables.verdict_line, verdicts), *nothing])
-
-
-def _show_kind(
-    folder: run_dir.RunFolder, number: int | None, kind: post_history.Kind, *, as_json: bool
-) -> None:
-    chosen = post_history.chosen_verdicts(folder, number, kind)
-    if as_json:
-        print_json(*({"round": one.round, "kept": one.kept, **one.verdict.to_json()} for one in chosen))
-        return
-    where = "any round" if number is None else f"round {number}"
-    print_texts([*map(tables.chapter_line, chosen)] or [plain(f"none in {where}: no {KINDS[kind]}")])
 
 
 def _show_rounds(folder: run_dir.RunFolder, *, as_json: bool) -> None:

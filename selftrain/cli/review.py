@@ -57,8 +57,7 @@ def serve(
     no_browser: Annotated[bool, option("Print the URL and open nothing.", "--no-browser")] = False,
     drawing: options.Drawing,
     order: Annotated[
-        Order,
-        option("uncertain: the likely errors first, no estimate before the end.", panel=DRAWING),
+        Order, option("uncertain: the likely errors first, no estimate before the end.", panel=DRAWING)
     ] = "sampled",
     among: Annotated[Among, option("accepted: pseudo-labels.", panel=DRAWING)] = "divergent",
     seed: Annotated[int, option("Of the draw.", metavar="N", panel=DRAWING)] = 0,
@@ -80,22 +79,11 @@ def serve(
     session = review_server.open_session(folder, show_opinions=show_opinions)
     if begun is not None:
         echo(f"drawn {len(begun.drawn):,} of {begun.posts:,} posts into {begun.ledger}")
-    _serve(folder, session, review_server.Opening(host, port, reviewer), browser=not no_browser)
-
-
-def _serve(
-    folder: run_dir.RunFolder,
-    session: sessions.ReviewSession,
-    opening: review_server.Opening,
-    *,
-    browser: bool,
-) -> None:
-    """Serve until it is ended, and say before and after how far the review is."""
     echo(_progress_line(session))
     try:
         review_server.serve(
-            folder, session, opening,
-            report=echo, opened=lambda where: _open_browser(where) if browser else None,
+            folder, session, review_server.Opening(host, port, reviewer),
+            report=echo, opened=lambda where: None if no_browser else _open_browser(where),
         )  # fmt: skip
         echo(_progress_line(session))
         if session.ledger.progress().finished:

@@ -154,12 +154,11 @@ def verdict_lines(verdict: Verdict) -> list[Text]:
 
 def _decision(verdict: Verdict) -> list[Text]:
     """What came of a verdict and, where it was decided by a posterior, what each party added to it."""
-    found = verdict.posterior
+    found, outcome = verdict.posterior, "consistent" if verdict.consistent else "divergent"
     if found is None:
         agreed = "classifier and agents agree" if verdict.consistent else "no agreement"
-        return [_field("verdict", f"{'consistent' if verdict.consistent else 'divergent'}: {agreed}", 2)]
+        return [_field("verdict", f"{outcome}: {agreed}", 2)]
     compared = f"{found.probability:.2f}, learned from {found.threshold:.2f} on"
-    outcome = "consistent" if verdict.consistent else "divergent"
     shares = ", ".join(f"{party} {added:+.2f}" for party, added in found.log_odds.items())
     return [
         _field("posterior", f"{found.label} {compared}", 2),

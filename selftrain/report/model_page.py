@@ -37,7 +37,7 @@ from selftrain.store import atomic
 from selftrain.web import charts
 from selftrain.web.charts import ChartPanel, legend
 from selftrain.web.html import isolated, render_page
-from selftrain.web.pictures import BUDGET
+from selftrain.web.pictures import BUDGET, without_paths
 from selftrain.web.table import TableData
 
 MOST_LOSSES = 200
@@ -162,16 +162,11 @@ def _curve(name: str, question: QuestionMetrics, cases: Sequence[Case]) -> Curve
 
 
 def _unread(cases: Sequence[Case]) -> Quarantine:
-    shown = [LeftOutRow("image", case.id, reason=_reason(case)) for case in cases[:QUARANTINED]]
+    shown = [
+        LeftOutRow("image", one.id, reason=without_paths(one.reason or "", {p: p.name for p in one.pictures}))
+        for one in cases[:QUARANTINED]
+    ]
     return Quarantine(shown, len(cases), {"image": len(cases)} if cases else {})
-
-
-def _reason(case: Case) -> str:
-    """Return why a post could not be read; of where its pictures lie only their names."""
-    reason = case.reason or ""
-    for path in case.pictures:
-        reason = reason.replace(str(path), path.name)
-    return reason
 
 
 def _training(losses: Path, metrics: ModelMetrics, about: AboutModel) -> Training:

@@ -78,11 +78,10 @@ class PostHistory(NamedTuple):
 def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHistory:
     """Read what became of a post that was a candidate in all finished rounds, or in one of them."""
     chapters, seen = [], dict[str, None]()
-    for one in select_rounds(folder, number):
-        for verdict in folder.verdicts(one.number):
-            seen[verdict.post_id] = None
-            if verdict.post_id == post_id:
-                chapters.append(Chapter(one.number, one.kept, verdict))
+    for one in told_chapters(folder, number):
+        seen[one.verdict.post_id] = None
+        if one.verdict.post_id == post_id:
+            chapters.append(one)
     if not chapters:
         raise RunStateError(_unknown(folder, post_id, number, list(seen)))
     found = find_posts(folder, [post_id]).get(post_id)
@@ -102,22 +101,22 @@ def select_rounds(folder: RunFolder, number: int | None) -> list[RoundResult]:
     return [rounds[number]]
 
 
+def told_chapters(folder: RunFolder, number: int | None) -> Iterator[Chapter]:
+    """Yield the verdicts of all finished rounds or of one, in the order of verification."""
+    for one in select_rounds(folder, number):
+        for verdict in folder.verdicts(one.number):
+            yield Chapter(one.number, one.kept, verdict)
+
+
 Kind = Literal["disagreements", "failed", "changed"]
 
 
-def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterator[Chapter]:
-    """Yield the verdicts of one kind, of all finished rounds or of one, in the order of verification.
+def is_of_kind(verdict: Verdict, kind: Kind) -> bool:
+    """Return whether a verdict is one of these.
 
     "disagreements": two parties' last words name different classes (an abstention names none); "failed": some
     call failed; "changed": an agent's last word is not its first.
     """
-    for one in select_rounds(folder, number):
-        for verdict in folder.verdicts(one.number):
-            if _is(verdict, kind):
-                yield Chapter(one.number, one.kept, verdict)
-
-
-def _is(verdict: Verdict, kind: Kind) -> bool:
     steps = verdict.by_agent().values()
     if kind != "disagreements":
         return any(map(any_failed if kind == "failed" else changed_mind, steps))

@@ -126,25 +126,19 @@ def _revisions(rounds: Sequence[RoundResult], judged: JudgedPosts) -> Iterator[R
     for one, (_, verdicts, revised) in zip(rounds, judged.rounds, strict=False):
         pairs = [(before[new.post_id], new) for new in revised if new.post_id in before]
         if pairs:
-            yield _revised(one, pairs, judged.truth)
+            flipped = [(old, new) for old, new in pairs if old.label != new.label]
+            moved = [
+                abs(old.posterior.probs[old.label] - new.posterior.probs[old.label])
+                for old, new in pairs
+                if old.posterior is not None and new.posterior is not None
+            ]
+            yield RevisedRound(
+                one.number, one.kept, len(pairs),
+                moved=fmean(moved) if moved else 0.0,
+                flipped=len(flipped),
+                better=sum(judged.truth.get(new.post_id) == new.label for _, new in flipped),
+                worse=sum(judged.truth.get(old.post_id) == old.label for old, _ in flipped),
+                gained=sum(new.consistent and not old.consistent for old, new in pairs),
+                lost=sum(old.consistent and not new.consistent for old, new in pairs),
+            )  # fmt: skip
         before |= {each.post_id: each for each in (*verdicts, *(revised if one.kept else ()))}
-
-
-def _revised(
-    one: RoundResult, pairs: Sequence[tuple[Verdict, Verdict]], truth: Mapping[str, str]
-) -> RevisedRound:
-    flipped = [(old, new) for old, new in pairs if old.label != new.label]
-    moved = [
-        abs(old.posterior.probs[old.label] - new.posterior.probs[old.label])
-        for old, new in pairs
-        if old.posterior is not None and new.posterior is not None
-    ]
-    return RevisedRound(
-        one.number, one.kept, len(pairs),
-        moved=fmean(moved) if moved else 0.0,
-        flipped=len(flipped),
-        better=sum(truth.get(new.post_id) == new.label for _, new in flipped),
-        worse=sum(truth.get(old.post_id) == old.label for old, _ in flipped),
-        gained=sum(new.consistent and not old.consistent for old, new in pairs),
-        lost=sum(old.consistent and not new.consistent for old, new in pairs),
-    )  # fmt: skip

@@ -30,7 +30,6 @@ from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, numbered
 from selftrain.web import charts
 from selftrain.web.charts import ChartPanel, legend
 from selftrain.web.html import isolated, render_page
-from selftrain.web.pictures import BUDGET
 
 HISTOGRAM = 20
 TRUST = "trust.json"
@@ -88,8 +87,8 @@ class RunPage(NamedTuple):
 # ---- reading ------------------------------------------------------------------------------------------
 
 
-def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
-    """Read everything that the page shows, with at most `picture_budget` characters of pictures."""
+def gather(folder: RunFolder) -> RunPage:
+    """Read everything that the page shows."""
     recipe, environment = folder.recipe(), folder.environment()
     state, rounds = replay(folder)
     summary = summarise(rounds) if rounds else None
@@ -99,7 +98,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
     if rounds and (folder.round_path(len(rounds)) / "verdicts.jsonl").exists():
         outcomes[len(rounds)] = UNFINISHED  # written whole before the round's training: worth reading already
     judged = JudgedPosts(folder, outcomes)
-    verdicts = gather_verdicts(judged, outcomes, task.classes, budget=picture_budget)
+    verdicts = gather_verdicts(judged, outcomes, task.classes)
     cost = total_cost(rounds)
     outside = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
     return RunPage(

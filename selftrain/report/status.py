@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import fcntl
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-if sys.platform != "win32":
-    import fcntl
 
 from selftrain._util.files import check_regular
 from selftrain.report.post_history import JudgedPosts
@@ -94,23 +91,16 @@ def _precision(sets: Sequence[SetCounts]) -> float | None:
     return sum(count * precision for count, precision in known) / posts if posts else None
 
 
-def why_stopped(folder: RunFolder) -> str | None:
-    """Return why no further round follows; None: the run goes on."""
-    return _why_stopped(folder, replay(folder)[0])
-
-
-def _why_stopped(folder: RunFolder, state: LoopState) -> str | None:
+def why_stopped(folder: RunFolder, state: LoopState | None = None) -> str | None:
+    """Return why no further round follows those that led to `state`, its finished ones; None: it goes on."""
+    state = replay(folder)[0] if state is None else state
     return state.why_stop(RoundLimits.from_json(folder.recipe()), folder.environment().pool)
 
 
-def missing_reviews(folder: RunFolder) -> str | None:
+def missing_reviews(folder: RunFolder, state: LoopState | None = None) -> str | None:
     """Return what people have still to review before the run can go on, and where; None: nothing."""
-    return _missing(folder, why_stopped(folder))
-
-
-def _missing(folder: RunFolder, stopped: str | None) -> str | None:
     asks = (folder.recipe().get("human") or {}).get("budget")
-    waiting = waiting_for(folder) if asks and stopped is None else None
+    waiting = waiting_for(folder) if asks and why_stopped(folder, state) is None else None
     return str(waiting) if waiting is not None and waiting.open else None
 
 
@@ -146,7 +136,7 @@ def run_status(folder: RunFolder) -> RunStatus:
 
 def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResult]) -> RunStatus:
     """Return where the run stands after its finished rounds, which led to `state`; without the posterior."""
-    environment, stopped = folder.environment(), _why_stopped(folder, state) if rounds else None
+    environment = folder.environment()
     return RunStatus(
         path=str(folder.path),
         recipe=environment.recipe,
@@ -155,18 +145,16 @@ def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResu
         best_round=state.best_round if rounds else None,
         held=is_held(folder),
         last=rounds[-1] if rounds else None,
-        stopped=stopped,
-        waiting=_missing(folder, stopped) if rounds else None,
+        stopped=why_stopped(folder, state) if rounds else None,
+        waiting=missing_reviews(folder, state) if rounds else None,
     )
 
 
 def is_held(folder: RunFolder) -> bool | None:
-    """Return whether a process works on the run; None on a system without POSIX locks.
+    """Return whether a process works on the run; None where no lock can be asked for.
 
     A shared lock is asked for and let go at once: it fails exactly when somebody writes.
     """
-    if sys.platform == "win32":
-        return None
     try:
         check_regular(folder.path / ".lock")
         with (folder.path / ".lock").open("rb") as file:

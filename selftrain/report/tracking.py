@@ -34,6 +34,7 @@ Client = Any  # an MlflowClient, whose package is optional
 
 ENDPOINT = "MLFLOW_TRACKING_URI"
 EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
+MLFLOW = "mlflow.json"
 LONGEST_VALUE = 500
 """Characters of a parameter that every server takes."""
 LAST = "round/seconds"
@@ -172,7 +173,7 @@ def _send_missing(client: Client, folder: RunFolder, endpoint: str, upto: int) -
     sent = _sent_to(folder, endpoint)
     if sent is None:
         sent = _Sent(_fingerprint(endpoint), _new_run(client, folder))
-        atomic.write_json(_file(folder), sent._asdict())
+        atomic.write_json(folder.path / MLFLOW, sent._asdict())
     elif client.get_run(sent.run_id).info.status != "RUNNING":
         client.update_run(sent.run_id, status="RUNNING")
 
@@ -215,15 +216,12 @@ def _name(tag: str) -> str:
     return re.sub(r"[^\w./ -]", "_", tag, flags=re.ASCII)[:250]
 
 
-def _file(folder: RunFolder) -> Path:
-    return folder.path / "mlflow.json"
-
-
 def _sent_to(folder: RunFolder, endpoint: str) -> _Sent | None:
     """Read which run this server has; None for another endpoint than the last time's."""
-    if not _file(folder).exists():
+    file = folder.path / MLFLOW
+    if not file.exists():
         return None
-    sent = _Sent.from_json(folder.read_json(_file(folder)))
+    sent = _Sent.from_json(folder.read_json(file))
     return sent if sent.endpoint == _fingerprint(endpoint) else None
 
 

@@ -10,7 +10,7 @@ from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost
 from selftrain.report.post_history import JudgedPosts, any_failed, changed_mind
-from selftrain.web.pictures import BUDGET, Pictures, embed
+from selftrain.web.pictures import Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 
 SNIPPET = 90
@@ -47,13 +47,10 @@ class _Shown(NamedTuple):
         return self.verdict.classifier_probability if posterior is None else posterior.probability
 
 
-def gather_verdicts(
-    judged: JudgedPosts, outcomes: Mapping[int, str], classes: Sequence[str], *, budget: int = BUDGET
-) -> Browser:
+def gather_verdicts(judged: JudgedPosts, outcomes: Mapping[int, str], classes: Sequence[str]) -> Browser:
     """Lay out the verdicts of some rounds, newest round first, divergent ones before consistent ones.
 
-    `outcomes` has each round's "kept", "rolled back" or `UNFINISHED`, `classes` the order of the page,
-    `budget` the characters of all pictures together.
+    `outcomes` has each round's "kept", "rolled back" or `UNFINISHED`, `classes` the order of the page.
     """
     found = [
         (one.number, verdict)
@@ -61,7 +58,7 @@ def gather_verdicts(
         for verdict in sorted(one.verdicts, key=lambda one: one.consistent)
     ]
     shown = [_Shown(n, verdict, judged.posts.get(verdict.post_id)) for n, verdict in found[:MOST_RECORDS]]
-    pictures = embed((path for one in shown if one.post for path in one.post.images), budget=budget)
+    pictures = embed(path for one in shown if one.post for path in one.post.images)
     texts = [len(one.post.text) for one in shown if one.post]
     judgments = [said for one in shown for said in one.verdict.judgments]
     rationales = [len(words) for said in judgments for words in (said.reasons, said.reasoning)]

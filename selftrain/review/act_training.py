@@ -20,7 +20,7 @@ from selftrain._util.plugins import accepted
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.act.error_estimate import realised
 from selftrain.act.training import ACTTrainer
-from selftrain.config import BackboneSection, ClassifierSection, stored_recipe
+from selftrain.config import BackboneSection, ClassifierSection, Recipe, stored_recipe
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import Tolerance
 from selftrain.data.posts import Post
@@ -115,8 +115,7 @@ def train_on_reviews(
     *,
     validation: Path | None = None,
     test: Path | None = None,
-    backbone: BackboneSection | None = None,
-    classifier: ClassifierSection | None = None,
+    recipe: Recipe | None = None,
     power: float = 1.0,
     seed: int = 0,
     progress: bool = False,
@@ -126,7 +125,7 @@ def train_on_reviews(
     Args:
         validation, test: Manifests of trusted labels; None: of a run, its own splits; of a labelling, half
             of the labels that its manifest had validates, and nothing is tested on.
-        backbone, classifier: None: of a run, its recipe's; of a labelling, the defaults of recipes.
+        recipe: Whose backbone and classifier to use; None: a run's own, of a labelling the defaults.
         power: lambda of the loss.
         seed: Of the split, the initial weights and dropout.
 
@@ -139,9 +138,10 @@ def train_on_reviews(
     folder = review_folder(path)
     folder.recipe()  # no such folder: said before anything is loaded
     batches = _batches(folder)
-    recipe = None if isinstance(folder, LabelFolder) else stored_recipe(folder)
-    backbone = backbone or (BackboneSection() if recipe is None else recipe.backbone)
-    head = classifier or (ClassifierSection() if recipe is None else recipe.classifier)
+    if recipe is None and not isinstance(folder, LabelFolder):
+        recipe = stored_recipe(folder)
+    backbone = BackboneSection() if recipe is None else recipe.backbone
+    head = ClassifierSection() if recipe is None else recipe.classifier
     options = backbone_options(backbone)
     encoder = load_backbone(backbone.kind, **options)
     # --- whom to learn from, whom to measure on
@@ -279,15 +279,13 @@ def _of_run(
             " manifests and backbone back, or run it again"
         )
     task, corpus = prepared.task, prepared.corpus
-
-    def split(positions: IntArray, other: Path | None = None) -> list[Post]:
-        if other is not None:
-            return _labelled(other, task)
-        return [post for post in (corpus.posts[int(p)] for p in positions) if post.label is not None]
-
+    labelled, checked, tested = (
+        [post for post in (corpus.posts[int(place)] for place in places) if post.label is not None]
+        for places in (corpus.labelled, corpus.validation, corpus.test)
+    )
     by_id = {post.id: post for post in corpus.posts}
     trusted = TrustedPosts(
-        split(corpus.labelled), split(corpus.validation, validation), split(corpus.test, test), by_id
+        labelled, _labelled(validation, task) or checked, _labelled(test, task) or tested, by_id
     )
     return task, trusted
 

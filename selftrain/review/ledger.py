@@ -18,7 +18,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,12 +70,14 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class ImportedDecisions(NamedTuple):
-    """What became of decisions from outside."""
+class ImportedReviews(NamedTuple):
+    """What became of a file. Lines are counted from 1: of a table its lines, else its items."""
 
-    taken: tuple[int, ...]  # lines that the ledger holds now and did not before
-    known: tuple[int, ...]  # lines that it held before: the same file again
-    refused: tuple[Refusal, ...]  # the others
+    taken: int  # reviews that the ledger holds now and did not before
+    known: int  # reviews that it held before: the same file again
+    empty: int  # lines without a review
+    refused: tuple[Refusal, ...]  # by line
+    nothing: bool  # whether nothing was taken because something was refused, as was asked for
 
 
 class ReviewLedger(LedgerReader):
@@ -109,12 +111,8 @@ class ReviewLedger(LedgerReader):
         path = Path(path)
         with explained(path, "created"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            connection = connect(path)
-            try:
-                with changing(connection, clock) as change:
-                    _create(change, connection, path, settings.to_json())
-            finally:
-                connection.close()
+            with closing(connect(path)) as connection, changing(connection, clock) as change:
+                _create(change, connection, path, settings.to_json())
         return cls(path, clock=clock)
 
     # ---- what is reviewed -----------------------------------------------------------------------------
@@ -273,16 +271,25 @@ class ReviewLedger(LedgerReader):
             change.give_back("reviewer = ?", reviewer)
 
     def import_decisions(
-        self, decisions: Sequence[OutsideDecision], *, all_or_nothing: bool = False, dry: bool = False
-    ) -> ImportedDecisions:
-        """Take decisions that were made elsewhere, all in one change; what a page could not do is refused."""
+        self,
+        decisions: Sequence[OutsideDecision],
+        *,
+        refused: Sequence[Refusal] = (),
+        empty: int = 0,
+        all_or_nothing: bool = False,
+    ) -> ImportedReviews:
+        """Take decisions that were made elsewhere, all in one change; what a page could not do is refused.
+
+        `refused` and `empty` are lines that hold no decision.
+        """
         with self._change() as change:
             change.execute("SAVEPOINT decisions")
-            imported = change.import_decisions(decisions, self.classes)
-            if dry or (imported.refused and all_or_nothing):
+            taken, known, more = change.import_decisions(decisions, self.classes)
+            found = ImportedReviews(taken, known, empty, tuple(sorted((*refused, *more))), nothing=False)
+            if all_or_nothing and found.refused:
                 change.execute("ROLLBACK TO decisions")
-                imported = imported._replace(taken=())
-        return imported
+                found = found._replace(taken=0, nothing=True)
+        return found
 
     @contextmanager
     def _change(self, reviewer: str = "somebody") -> Iterator[Transaction]:
@@ -296,13 +303,9 @@ class ReviewLedger(LedgerReader):
 @contextmanager
 def changing(connection: sqlite3.Connection, clock: Callable[[], float]) -> Iterator[Transaction]:
     """Make one change, all of it or nothing, at the time when it is its turn; others wait."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:  # commits, or rolls back
+        connection.execute("BEGIN IMMEDIATE")
         yield Transaction(connection, clock())
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 @contextmanager
@@ -425,10 +428,10 @@ class Transaction:
 
     def import_decisions(
         self, decisions: Sequence[OutsideDecision], classes: Sequence[str]
-    ) -> ImportedDecisions:
-        """Take decisions one by one; what a page could not do is refused."""
+    ) -> tuple[int, int, list[Refusal]]:
+        """Take decisions one by one; return how many are new and how many known, and what is refused."""
         self.give_back("expires <= ?", self.now)
-        taken, known, refused = list[int](), list[int](), list[Refusal]()
+        taken, known, refused = 0, 0, list[Refusal]()
         lines: dict[tuple[str, str], int] = {}
         for one in decisions:
             key = (one.post_id, one.reviewer)
@@ -442,9 +445,9 @@ class Transaction:
                         f" {one.label!r} here"
                     )
             elif standing is not None and standing == one.label:
-                known.append(one.line)
+                known += 1
             elif (reason := self._why_not(one, standing, classes)) is None:
-                taken.append(one.line)
+                taken += 1
                 if row is None:
                     self.take(*key, label=one.label)
                 else:  # the reviewer holds the post
@@ -454,7 +457,7 @@ class Transaction:
                 lines[key] = one.line
             else:
                 refused.append(Refusal(one.line, one.post_id, reason))
-        return ImportedDecisions(tuple(taken), tuple(known), tuple(refused))
+        return taken, known, refused
 
     def _why_not(self, one: OutsideDecision, standing: str | None, classes: Sequence[str]) -> str | None:
         """Return why a decision cannot be taken, or None."""

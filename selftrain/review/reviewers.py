@@ -122,11 +122,13 @@ class HumanReview:
         """
         if not self.budget and not is_begun(run.folder.path / LEDGER):
             return None
-        critic = self.critic()
-        return LedgerReviewers(
-            run.folder, self, seed=run.seed, progress=run.progress,
-            criticizer=None if critic is None else self._criticizer(run, critic),
-        )  # fmt: skip
+        criticizer = None
+        if (served := self.critic()) is not None:
+            prompts = AnnotationPrompts(brief_of(run.task), text_chars=served.text_chars)
+            asks = Criticizer(prompts, self.strategy, rationale_chars=served.rationale_chars, seed=run.seed)
+            posts = {post.id: post for post in run.corpus.posts}
+            criticizer = LoopCriticizer(served.runner_for(run), asks, posts, run.folder)
+        return LedgerReviewers(run.folder, self, seed=run.seed, progress=run.progress, criticizer=criticizer)
 
     def critic(self) -> ModelServers | None:
         """Return the model that criticizes; None: none does."""
@@ -134,12 +136,6 @@ class HumanReview:
             return None
         own = {"servers": tuple(self.servers), "model": self.model} if self.servers else {}
         return self.served.model_copy(update=own)
-
-    def _criticizer(self, run: RunContext, served: ModelServers) -> LoopCriticizer:
-        prompts = AnnotationPrompts(brief_of(run.task), text_chars=served.text_chars)
-        criticizer = Criticizer(prompts, self.strategy, rationale_chars=served.rationale_chars, seed=run.seed)
-        posts = {post.id: post for post in run.corpus.posts}
-        return LoopCriticizer(served.runner_for(run), criticizer, posts, run.folder)
 
 
 class LedgerReviewers:

@@ -169,6 +169,7 @@ def request_reviews(
     among: Among = "divergent",
     order: Order = "sampled",
     estimator: Estimator | None = None,
+    beside: bool = False,
 ) -> Requested:
     """Draw a sample of a run's posts and put it into the run's ledger, which is made if need be.
 
@@ -182,6 +183,7 @@ def request_reviews(
         order: Only "sampled" is right for an estimate while the review is under way.
         estimator: Says how likely each label is wrong; None: the disagreement of classifier and agents does.
             A post that it has no estimate for counts with the mean of the others.
+        beside: Whether this sample is paid for beside `budget`.
 
     Raises:
         BudgetError: A budget or sample of 0 or below, more than there are posts or than the budget has left,
@@ -191,12 +193,19 @@ def request_reviews(
     if chosen is not None:  # whatever is refused leaves no ledger behind
         count = budget - asked if sample is None else sample
         _check_count(folder, len(chosen), count, among, again=asked > 0)
-        labels = _machine_labels(list(chosen.values()), folder.class_names(), among, batch, estimator)
+        verdicts = [last.verdict for last in chosen.values()]
+        accepted = {one.post_id: one.label for one in verdicts} if among == "accepted" else None
+        labels = error_estimates(verdicts, folder.class_names(), labels=accepted)
+        if estimator is not None:
+            errors = filled(estimator(batch, verdicts, labels))
+            labels = [one._replace(error=float(error)) for one, error in zip(labels, errors, strict=True)]
     with ReviewLedger.create(
         folder.path / LEDGER, classes=folder.class_names(), budget=budget,
         double_annotation_rate=double_annotation_rate, seed=seed,
     ) as ledger:  # fmt: skip
         if chosen is not None:
+            if beside:
+                ledger.allow(batch, count)
             parts = [f"round {last.round}" for last in chosen.values()]
             own = int.from_bytes(hashlib.sha256(f"{seed}/{batch}".encode()).digest()[:8], "big")
             drawing = SampleSettings(count, rule, floor, double_annotation_rate, own)
@@ -213,23 +222,6 @@ def _unasked(folder: RunFolder, batch: str, among: Among) -> tuple[dict[str, Las
             return None, len(asked)
     judged = verdicts_among(folder, among)
     return {post_id: last for post_id, last in judged.items() if post_id not in asked}, len(asked)
-
-
-def _machine_labels(
-    chosen: Sequence[LastVerdict],
-    classes: Sequence[str],
-    among: Among,
-    batch: str,
-    estimator: Estimator | None,
-) -> list[MachineLabel]:
-    """Return the posts' labels and how likely each is wrong: by disagreement, or by the estimator."""
-    verdicts = [last.verdict for last in chosen]
-    accepted = {verdict.post_id: verdict.label for verdict in verdicts} if among == "accepted" else None
-    labels = error_estimates(verdicts, classes, labels=accepted)
-    if estimator is None:
-        return labels
-    errors = filled(estimator(batch, verdicts, labels))
-    return [one._replace(error=float(error)) for one, error in zip(labels, errors, strict=True)]
 
 
 def _check_count(folder: RunFolder, posts: int, count: int, among: Among, *, again: bool) -> None:
@@ -274,22 +266,13 @@ def request_audit(
             "an audit by threshold without a floor: expected every pseudo-label to have a chance of review,"
             " or nothing can be estimated; give a floor, or another rule"
         )
-    batch, path = f"{AUDIT} after round {folder.finished() - 1}", folder.path / LEDGER
-    chosen, asked = _unasked(folder, batch, "accepted")
-    if chosen is not None:
-        _check_count(folder, len(chosen), budget, "accepted", again=asked > 0)
     # a new ledger has no budget but the audit's: the loop, should it ever ask people here, has one of its own
-    with (
-        ReviewLedger(path) if path.exists() else
-        ReviewLedger.create(
-            path, classes=folder.class_names(), budget=0,
-            double_annotation_rate=double_annotation_rate, seed=seed,
-        )
-    ) as ledger:  # fmt: skip
-        if chosen is not None:
-            ledger.allow(batch, budget)
-        base, share, draws = ledger.base_budget, ledger.double_annotation_rate, ledger.seed
+    base = 0
+    with opened_ledger(folder) as ledger:
+        if ledger is not None:
+            base, seed = ledger.base_budget, ledger.seed
+            double_annotation_rate = ledger.double_annotation_rate
     return request_reviews(
-        folder, budget=base, batch=batch, sample=budget, rule=rule, floor=floor, double_annotation_rate=share,
-        seed=draws, among="accepted",
+        folder, budget=base, batch=f"{AUDIT} after round {folder.finished() - 1}", sample=budget, rule=rule,
+        floor=floor, double_annotation_rate=double_annotation_rate, seed=seed, among="accepted", beside=True,
     )  # fmt: skip

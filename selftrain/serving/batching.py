@@ -85,8 +85,6 @@ class Batcher:
         max_batch, max_queue: Posts of one model call, and posts that may wait.
         max_wait: Seconds that the first post of a batch waits for company.
         observe: Gets posts and seconds of every model call, whether it went well or not.
-        on_loaded: Called in the model's thread when `predictor`, which then has scored one post, or
-            `failure`, why there never will be one, has been set.
     """
 
     def __init__(
@@ -97,11 +95,10 @@ class Batcher:
         max_wait: float,
         max_queue: int,
         observe: Callable[[int, float], None],
-        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.predictor: Predictor | None = None
         self.failure: Exception | None = None
-        self._load, self._on_loaded, self._observe = load, on_loaded, observe
+        self._load, self._observe = load, observe
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._clients: dict[str, _Client] = {}
         self._now = 0.0  # virtual time
@@ -115,8 +112,13 @@ class Batcher:
         """Whether the model's thread runs: after `close` only if it was loading, or was not waited for."""
         return self._thread.is_alive()
 
-    def start(self) -> None:
-        """Begin to load the model."""
+    def start(self, on_loaded: Callable[[], None] = lambda: None) -> None:
+        """Begin to load the model.
+
+        `on_loaded` is called in the model's thread when `predictor`, which then has scored one post, or
+        `failure`, why there never will be one, has been set.
+        """
+        self._on_loaded = on_loaded
         self._thread.start()
 
     def submit(
@@ -196,9 +198,12 @@ class Batcher:
     def _next_batch(self) -> list[_Taken]:
         """Wait for posts, and a little for more of them; empty when closed and nothing waits."""
         with self._changed:
-            while not (self._closing or self._due()):
+            while not self._closing:
                 oldest = min((job.arrived for job in self._jobs), default=None)
-                self._changed.wait(None if oldest is None else oldest + self._max_wait - time.monotonic())
+                left = None if oldest is None else oldest + self._max_wait - time.monotonic()
+                if left is not None and (left <= 0 or self.queued >= self._max_batch):
+                    break
+                self._changed.wait(left)
             return self._take()
 
     # ---- the queue; the lock is held ---------------------------------------------------------------
@@ -221,13 +226,6 @@ class Batcher:
             del self._clients[job.client]
         self.queued -= len(job.waiting)
         job.waiting.clear()
-
-    def _due(self) -> bool:
-        """Tell whether a batch is full, or its first post has waited long enough."""
-        oldest = min((job.arrived for job in self._jobs), default=None)
-        if oldest is None:
-            return False
-        return self.queued >= self._max_batch or time.monotonic() - oldest >= self._max_wait
 
     def _take(self) -> list[_Taken]:
         """Take the posts of a batch: those that are through first, as many as one call can do in a while."""

@@ -117,11 +117,7 @@ def read_source(
 
 
 def post_rows(
-    posts: Sequence[Post],
-    done: Tally,
-    remedy: str,
-    *,
-    tell: Callable[[str], None],
+    posts: Sequence[Post], done: Tally, remedy: str, *, tell: Callable[[str], None]
 ) -> Iterator[SourceRow]:
     """Yield posts in memory after those that are done; nothing is read, so that there is nothing to tell."""
     contents = (

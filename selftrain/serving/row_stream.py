@@ -21,13 +21,7 @@ from backbones.progress import ProgressBar
 from selftrain._util.types import Json
 from selftrain.data.manifest import Tolerance
 from selftrain.engine.mapping import Engine, InProcess, Rescue
-from selftrain.errors import (
-    EngineError,
-    ManifestError,
-    RunMismatchError,
-    RunStateError,
-    ServingError,
-)
+from selftrain.errors import EngineError, ManifestError, RunMismatchError, RunStateError, ServingError
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.serving.row_source import Part, SourceRow, Tally
 from selftrain.store import atomic, locks
@@ -280,20 +274,16 @@ class Sink:
 
     def write(self, kept: Iterable[str], failed: Iterable[str]) -> None:
         """Append lines; they count only once they are committed."""
-        try:
+        with atomic.writing(self.sink):
             for file, lines in ((self._kept, kept), (self._failed, failed)):
                 file.write("".join(f"{line}\n" for line in lines).encode())
-        except OSError as error:
-            raise atomic.storage_error(self.sink, None, error) from error
 
     def commit(self, tally: Tally) -> None:
         """Make all that was written count."""
-        try:
+        with atomic.writing(self.sink):
             for file in (self._kept, self._failed):
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise atomic.storage_error(self.sink, None, error) from error
         self._record(tally, (self._kept.tell(), self._failed.tell()))
 
     def publish(self, target: Path) -> None:
@@ -304,7 +294,7 @@ class Sink:
         beside = quarantine_of(target)
         for file in (target, beside):
             atomic.check_regular(file)
-        try:
+        with atomic.writing(target):
             if not self.finished:
                 self._record(self.tally, (self._kept.tell(), self._failed.tell()), finished=True)
             if self.quarantine.exists() and not self.quarantine.stat().st_size:
@@ -315,8 +305,6 @@ class Sink:
                     file.replace(place)
             atomic.sync_folder(target.parent)
             self.progress.unlink()
-        except OSError as error:
-            raise atomic.storage_error(target, None, error) from error
 
     def _record(self, tally: Tally, sizes: tuple[int, int], *, finished: bool = False) -> _Progress:
         known = _Progress(identity=self._identity, tally=tally, bytes=sizes, finished=finished)
@@ -370,15 +358,12 @@ def _appending(path: Path) -> Iterator[IO[bytes]]:
 
 def _cut(file: Path, size: int, remedy: str) -> None:
     """Cut a file to `size` bytes, or make it when nothing is to be in it."""
-    try:
-        with file.open("ab") as opened:
-            found = opened.tell()
-            if found < size:
-                raise RunStateError(
-                    f"{file} has {found:,} bytes, {size:,} were recorded: it was changed meanwhile. Restore"
-                    f" it, or {remedy}"
-                )
-            opened.truncate(size)
-            os.fsync(opened.fileno())
-    except OSError as error:
-        raise atomic.storage_error(file, None, error) from error
+    with atomic.writing(file), file.open("ab") as opened:
+        found = opened.tell()
+        if found < size:
+            raise RunStateError(
+                f"{file} has {found:,} bytes, {size:,} were recorded: it was changed meanwhile. Restore it,"
+                f" or {remedy}"
+            )
+        opened.truncate(size)
+        os.fsync(opened.fileno())

@@ -9,10 +9,8 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import uvloop
 from starlette.applications import Starlette
@@ -28,21 +26,15 @@ from selftrain.web.http_server import HttpServer, endpoint_of, listen
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-class Batching(NamedTuple):
-    """How requests share model calls: posts of one call, seconds to wait for company, posts that may wait."""
-
-    max_batch: int = 32
-    max_wait: float = 0.005
-    max_queue: int = 1024
-
-
 def serve(
     load: Callable[[], Predictor],
     *,
     host: str,
     port: int,
-    batching: Batching,
     limits: RequestLimits,
+    max_batch: int = 32,
+    max_wait: float = 0.005,
+    max_queue: int = 1024,
     key: str = "",
     names: Sequence[str] = (),
     tell: Callable[[str], None] = print,
@@ -52,6 +44,7 @@ def serve(
     Args:
         load: Gives the model; called in the thread that will own it, while the port is open already.
         port: To listen on; 0: one that is free.
+        max_batch, max_wait, max_queue: See `Batcher`.
         key: What clients must show; empty: nothing.
         names: Under which clients may ask for it, beside `host`, this machine's own and addresses.
         tell: Told, in a line, where the server listens, that it is ready, and that it ends.
@@ -61,8 +54,8 @@ def serve(
         leave with `os._exit`, for the interpreter's own exit would pull the libraries from under it.
 
     Raises:
-        ServingError: The port cannot be had, no client could show the key, or `limits` and `batching` do not
-            go together.
+        ServingError: The port cannot be had, no client could show the key, or `limits` and `max_queue` do
+            not go together.
         SelftrainError, BackboneError: The model cannot be loaded.
     """
     if any(mark.isspace() or not mark.isprintable() for mark in key):
@@ -70,31 +63,29 @@ def serve(
             "the key has a line end, a space or a control character in it, which no client can show: take it"
             " out (a key read from a file often ends in a line end)"
         )
-    if limits.posts > batching.max_queue:
+    if limits.posts > max_queue:
         raise ServingError(
-            f"a request may have {limits.posts} posts and the queue holds {batching.max_queue}: raise"
+            f"a request may have {limits.posts} posts and the queue holds {max_queue}: raise"
             " --max-queue, or lower --max-posts"
         )
     listener = listen(host, port)
     scratch = Scratch()
     try:
         measures = Measures()
-        batcher_of = partial(Batcher, load, **batching._asdict(), observe=measures.batch)
+        batcher = Batcher(
+            load, max_batch=max_batch, max_wait=max_wait, max_queue=max_queue, observe=measures.batch
+        )
         known = (host, socket.gethostname(), *names)  # no look-up: it may take long
-        service_of = partial(Service, scratch=scratch, measures=measures, limits=limits, key=key, names=known)
-        return uvloop.run(_serve(batcher_of, service_of, listener, tell=tell))
+        service = Service(batcher, scratch, measures, limits=limits, key=key, names=known)
+        return uvloop.run(_serve(service, listener, tell))
     finally:
         scratch.close()
         listener.close()
 
 
-async def _serve(
-    batcher_of: Callable[..., Batcher],
-    service_of: Callable[[Batcher], Service],
-    listener: socket.socket,
-    *,
-    tell: Callable[[str], None],
-) -> bool:
+async def _serve(service: Service, listener: socket.socket, tell: Callable[[str], None]) -> bool:
+    batcher = service.batcher
+
     def loaded() -> None:
         predictor = batcher.predictor
         if predictor is None:
@@ -107,12 +98,9 @@ async def _serve(
             classes = " / ".join(predictor.classes)
             tell(f"ready: {predictor.kind} {predictor.name}, {classes}, {predictor.fingerprint[:12]}")
 
-    batcher = batcher_of(on_loaded=loaded)
-    service = service_of(batcher)
-
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        batcher.start()
+        batcher.start(loaded)
         starting = asyncio.ensure_future(service.intake.start())  # the port answers meanwhile
         yield
         await starting  # a process that is given up while it starts would be nobody's to end

@@ -36,6 +36,7 @@ from selftrain.data.inline_pictures import (
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.models.predictor import Prediction
 from selftrain.web.access import BadRequestError
+from selftrain.web.pictures import without_paths
 
 ID_CHARACTERS = 1000
 _SHOWN = 60
@@ -307,6 +308,4 @@ def answer(name: str, placed: Placed, results: Sequence[Prediction]) -> Json:
 
 def _without_paths(reason: str, post: Post) -> str:
     """Rewrite `reason` with the server's own file names as the client knows them: images by their place."""
-    for number, path in enumerate(post.images):
-        reason = reason.replace(str(path), f"images[{number}]")
-    return reason
+    return without_paths(reason, {path: f"images[{number}]" for number, path in enumerate(post.images)})

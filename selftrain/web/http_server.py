@@ -96,6 +96,7 @@ class Doorway(asyncio.Protocol):
     """
 
     _END = re.compile(rb"\n\r?\n")
+    idle = True
 
     def __init__(self, *, server_state: ServerState, **others: Any) -> None:  # noqa: ANN401 -- as uvicorn calls it
         self._state, self._others = server_state, others
@@ -108,7 +109,8 @@ class Doorway(asyncio.Protocol):
         self.transport, connections = transport, self._connections
         if len(connections) >= CONNECTIONS:
             # those that never asked go first; the one that waits longest among them
-            oldest = min(filter(_is_idle, connections), key=_turn, default=None)
+            idle = (one for one in connections if one.idle)
+            oldest = min(idle, key=lambda one: (isinstance(one, GuardedProtocol), one.since), default=None)
             if oldest is None:
                 transport.abort()
             else:
@@ -144,14 +146,6 @@ class Doorway(asyncio.Protocol):
     def _leave(self) -> None:
         self._cut.cancel()
         self._connections.discard(self)
-
-
-def _is_idle(connection: object) -> bool:
-    return isinstance(connection, Doorway) or (isinstance(connection, GuardedProtocol) and connection.idle)
-
-
-def _turn(connection: Any) -> tuple[bool, float]:  # noqa: ANN401
-    return isinstance(connection, GuardedProtocol), connection.since
 
 
 class GuardedProtocol(H11Protocol):

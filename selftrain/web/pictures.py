@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -37,8 +37,7 @@ class Pictures(NamedTuple):
         """Return (its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
         if path not in self.unreadable:
             return self.place.get(path, -1), printable(name)
-        # a page is shown to others: where the file lies is no business of theirs
-        reason = self.unreadable[path].removeprefix(f"{path}: ").replace(str(path), name)
+        reason = without_paths(self.unreadable[path].removeprefix(f"{path}: "), {path: name})
         return -1, printable(f"{name} ({reason})")
 
 
@@ -89,6 +88,13 @@ def as_webp(path: Path, side: int, quality: int) -> bytes:
     written = io.BytesIO()
     image.save(written, format="WEBP", quality=quality, method=2)
     return written.getvalue()
+
+
+def without_paths(reason: str, names: Mapping[Path, str]) -> str:
+    """Return a reason with files as its readers know them: where they lie is no business of theirs."""
+    for path, name in names.items():
+        reason = reason.replace(str(path), name)
+    return reason
 
 
 def data_url(picture: bytes) -> str:

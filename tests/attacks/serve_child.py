@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from serving_helpers import PicturePredictor
 
-from selftrain.serving.server import Batching, serve
+from selftrain.serving.server import serve
 from selftrain.serving.wire import RequestLimits
 from selftrain.web.http_server import quiet_logs
 
@@ -30,7 +30,7 @@ def main(told):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     quiet_logs()
     serve(
-        PicturePredictor, host="127.0.0.1", port=0, batching=Batching(max_queue=told.get("queue", 1024)),
+        PicturePredictor, host="127.0.0.1", port=0, max_queue=told.get("queue", 1024),
         limits=RequestLimits(), key=told.get("key", ""), tell=lambda line: print(line, flush=True),
     )  # fmt: skip
 

@@ -23,7 +23,6 @@ from selftrain.data.run_posts import find_posts
 from selftrain.errors import ExchangeError
 from selftrain.review.ledger_reader import LEDGER, UNSURE, LedgerReader
 from selftrain.review.opinions import Opinion, Opinions
-from selftrain.review.sampling import is_audit
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.pictures import as_webp, data_url
@@ -45,7 +44,6 @@ class ReviewTask(NamedTuple):
     text: str  # may be empty
     images: tuple[Path, ...]  # absolute paths
     names: tuple[str, ...]  # the same, relative to the manifest
-    audit: bool  # whether a pseudo-label is audited, instead of a divergent post
     opinions: tuple[Opinion, ...]  # the classifier's first; empty where they are hidden
 
 
@@ -79,9 +77,7 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     for place, post_id in enumerate(chosen):
         post, (batch, _) = posts[post_id], drawn[post_id]
         given = () if opinions is None else opinions.of(post_id)
-        tasks.append(
-            ReviewTask(post_id, batch, place, post.text, post.images, post.names, is_audit(batch), given)
-        )
+        tasks.append(ReviewTask(post_id, batch, place, post.text, post.images, post.names, given))
     return ReviewTasks(tuple(tasks), classes)
 
 

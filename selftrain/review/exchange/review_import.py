@@ -18,7 +18,7 @@ from selftrain.data.tables import LISTED, Table, fold, open_table
 from selftrain.data.values import Names
 from selftrain.errors import ExchangeError, ManifestError
 from selftrain.review.exchange.review_export import CONTROL
-from selftrain.review.ledger import OutsideDecision, Refusal, ReviewLedger
+from selftrain.review.ledger import ImportedReviews, OutsideDecision, Refusal, ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.store.run_dir import RunFolder
 
@@ -31,16 +31,6 @@ class ReadReviews(NamedTuple):
     decisions: tuple[OutsideDecision, ...]  # in order
     refused: tuple[Refusal, ...]  # lines that say nothing that could be a decision
     empty: int  # lines without a review: they wait still
-
-
-class ImportedReviews(NamedTuple):
-    """What became of a file. Lines are counted from 1: of a table its lines, else its items."""
-
-    taken: int  # reviews that the ledger holds now and did not before
-    known: int  # reviews that it held before
-    empty: int  # lines without a review
-    refused: tuple[Refusal, ...]  # by line
-    nothing: bool  # whether nothing was taken because something was refused, as was asked for
 
 
 def import_reviews(
@@ -57,13 +47,9 @@ def import_reviews(
             )
             for one in read.decisions
         ]
-        # what the ledger refuses of the rest is worth knowing, though nothing is taken
-        stop = all_or_nothing and bool(read.refused)
-        imported = ledger.import_decisions(decisions, all_or_nothing=all_or_nothing, dry=stop)
-    refused = tuple(sorted((*read.refused, *imported.refused)))
-    return ImportedReviews(
-        len(imported.taken), len(imported.known), read.empty, refused, all_or_nothing and bool(refused)
-    )
+        return ledger.import_decisions(
+            decisions, refused=read.refused, empty=read.empty, all_or_nothing=all_or_nothing
+        )
 
 
 def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
@@ -147,8 +133,7 @@ def _json_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
         except ItemError as fault:
             yield Refusal(line, _post_id(row.fields), str(fault))
             continue
-        for post_id, label, who, batch in answers or [("", "", "", "")]:
-            yield OutsideDecision(line, post_id, label, who, batch)
+        yield from (OutsideDecision(line, *one) for one in answers or [("", "", "", "")])
 
 
 def _post_id(item: object) -> str:
@@ -204,12 +189,8 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
     batch = str(data.get("batch") or "")
     if data is item:
         if CONTROL in item:
-            yield (
-                post_id,
-                _choice(item[CONTROL]),
-                reviewer_name(item.get("annotator") or item.get("reviewer")),
-                batch,
-            )
+            who = reviewer_name(item.get("annotator") or item.get("reviewer"))
+            yield post_id, _choice(item[CONTROL]), who, batch
         return
     for annotation in _list(item.get("annotations", item.get("completions"))):
         if not isinstance(annotation, Mapping):

@@ -18,7 +18,7 @@ import uvloop
 
 from selftrain._util.files import read_json
 from selftrain._util.printable import printable
-from selftrain.data.run_posts import TaskWords, task_words
+from selftrain.data.run_posts import task_words
 from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder, train_command
 from selftrain.review.ledger import ReviewLedger
@@ -78,19 +78,16 @@ def _own_material(folder: RunFolder, ledger: ReviewLedger) -> Material:
     return material
 
 
-def render_review(
-    name: str, task: TaskWords, *, lease_seconds: float, command: str, train: str, show_opinions: bool
-) -> RenderedPage:
-    """Render the page of a run, once: what changes comes later, as JSON.
-
-    `command` and `train` are what comes after the review.
-    """
+def render_review(folder: RunFolder, session: ReviewSession) -> RenderedPage:
+    """Render the page of a run, once: what changes comes later, as JSON."""
+    task, shown = task_words(folder, session.ledger.classes), session.show_opinions
     settings = {
         "classes": [{"name": one, "shown": printable(one)} for one in task.classes],
-        "unsure": UNSURE, "lease": lease_seconds, "opinions": show_opinions,
-        "command": printable(command), "train": printable(train),
+        "unsure": UNSURE, "lease": session.ledger.lease_seconds, "opinions": shown,
+        "command": printable(next_command(folder)), "train": printable(train_command(folder.path)),
     }  # fmt: skip
-    values = {"name": name, "task": task, "settings": as_json(settings), "show_opinions": show_opinions}
+    name = folder.path.resolve().name
+    values = {"name": name, "task": task, "settings": as_json(settings), "show_opinions": shown}
     return render_page(
         "review.html.j2", values, folder=Path(__file__).parent,
         scripts=("page.js", "review.js"), styles=("review.css",), served=True,
@@ -111,14 +108,7 @@ def serve(
     """
     listener, token = _listening(folder, opening)
     try:
-        page = render_review(
-            folder.path.resolve().name,
-            task_words(folder, session.ledger.classes),
-            lease_seconds=session.ledger.lease_seconds,
-            command=next_command(folder),
-            train=train_command(folder.path),
-            show_opinions=session.show_opinions,
-        )
+        page = render_review(folder, session)
         local = opening.host in LOOPBACK
         door = folder.path.resolve() / DOOR
         app = build_app(session, page, token=token, hosts=() if local else (opening.host,))

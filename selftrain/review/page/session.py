@@ -19,15 +19,10 @@ from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.errors import DecisionError
 from selftrain.review.estimates import ReviewedBatch, batches_of
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import (
-    Assignment,
-    LedgerReader,
-    Review,
-    agreement_of,
-)
+from selftrain.review.ledger_reader import Assignment, LedgerReader, Review, agreement_of
 from selftrain.review.opinions import Opinion, Opinions
 from selftrain.store.run_dir import RunFolder
-from selftrain.web.pictures import as_webp
+from selftrain.web.pictures import as_webp, without_paths
 
 SIDE, QUALITY = 1600, 85
 """Pixels of the longer side of a picture, at most, and its WebP quality."""
@@ -72,7 +67,7 @@ class Material:
         return {
             "text": printable_lines(post.text),
             "images": [printable(name) for name in post.names],
-            "remark": printable(_without_paths(post.reason, post)),
+            "remark": self.without_paths(post.reason, post_id),
         }
 
     def opinions(self, post_id: str) -> list[Json]:
@@ -91,7 +86,8 @@ class Material:
     def without_paths(self, reason: str, post_id: str) -> str:
         """Return a reason with the post's files as its manifest names them, not where they lie."""
         post = self._posts.get(post_id)
-        return printable(reason if post is None else _without_paths(reason, post))
+        names = {} if post is None else dict(zip(post.images, post.names, strict=True))
+        return printable(without_paths(reason, names))
 
 
 class ReviewSession:
@@ -249,12 +245,6 @@ def _record(opinion: Opinion) -> Json:
     ]
     log_odds = [[printable(party), added] for party, added in opinion.log_odds.items()]
     return {"who": printable(opinion.who), "steps": steps, "log_odds": log_odds}
-
-
-def _without_paths(reason: str, post: FoundPost) -> str:
-    for path, name in zip(post.images, post.names, strict=True):
-        reason = reason.replace(str(path), name)
-    return reason
 
 
 def _estimate(one: ReviewedBatch) -> Json:

@@ -12,7 +12,7 @@ import torch
 
 from backbones.base import Encoded, EncodeFailure, FeatureLayout
 from losses import BatchError
-from selftrain.act.training import ACTSet, ACTTrainer, labelled_set, train_classes
+from selftrain.act.training import ACTTrainer
 from selftrain.data.posts import Post
 from selftrain.errors import NonFiniteLossError, RunMismatchError, RunStateError, TrainingError
 from selftrain.models.act_model import ACTModel
@@ -39,14 +39,21 @@ CHECK, CHECK_TRUTH = some_rows(300, seed=1)
 TEST, TEST_TRUTH = some_rows(600, seed=2)
 
 
-def train(labels, **changed):
-    options = {
-        "classes": CLASSES,
-        "scaling": fit_scaling(ROWS, LAYOUT),
-        "settings": LINEAR,
-        "seed": 0,
-    } | changed
-    return train_classes(ROWS, labels, CHECK, CHECK_TRUTH, **options)
+def names(labels, given=None):
+    """Class names of indices; None where no label is given."""
+    given = np.ones(len(labels), dtype=bool) if given is None else given
+    return [CLASSES[one] if known else None for one, known in zip(labels, given, strict=True)]
+
+
+def train(machine, human=None, reviewed=None, inclusion=None, *, rows=ROWS, classes=CLASSES, settings=LINEAR):
+    """Train on people's labels where they reviewed, else on the machine's; by default nobody did."""
+    human = machine if human is None else human
+    reviewed = np.zeros(len(machine), dtype=bool) if reviewed is None else reviewed
+    inclusion = np.ones(len(machine)) if inclusion is None else inclusion
+    return ACTTrainer(classes, settings=settings, seed=0).fit(
+        rows, names(machine), names(human, reviewed), inclusion,
+        validation=(CHECK, names(CHECK_TRUTH)), layout=LAYOUT,
+    ).classifier  # fmt: skip
 
 
 def score(model):
@@ -55,7 +62,7 @@ def score(model):
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_it_learns_three_classes(kind):
-    model = train(labelled_set(TRUTH), settings=LINEAR._replace(kind=kind))
+    model = train(TRUTH, settings=LINEAR._replace(kind=kind))
     assert score(model) > 0.9
     assert model.probabilities(TEST).sum(1) == pytest.approx(1, abs=1e-5)
     assert model.curve[-1].epoch == 60
@@ -66,7 +73,7 @@ def test_it_learns_three_classes(kind):
 
 def test_the_same_seed_gives_the_same_model_and_leaves_the_generator_alone():
     state = torch.random.get_rng_state()
-    first, second = (train(labelled_set(TRUTH), settings=LINEAR._replace(kind="mlp")) for _ in range(2))
+    first, second = (train(TRUTH, settings=LINEAR._replace(kind="mlp")) for _ in range(2))
     assert np.array_equal(first.probabilities(TEST), second.probabilities(TEST))
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -74,8 +81,8 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_generator_alone():
 def test_the_threshold_rule_trains_on_mixed_labels():
     machine = np.where(np.arange(600) % 3 == 0, (TRUTH + 1) % 3, TRUTH)
     reviewed = np.arange(600) % 6 == 0
-    act = train(ACTSet(machine, TRUTH, reviewed, reviewed.astype(float)))
-    mixed = train(labelled_set(np.where(reviewed, TRUTH, machine)))
+    act = train(machine, TRUTH, reviewed, reviewed.astype(float))
+    mixed = train(np.where(reviewed, TRUTH, machine))
     assert act.probabilities(TEST) == pytest.approx(mixed.probabilities(TEST), abs=1e-4)
 
 
@@ -86,15 +93,15 @@ def test_a_few_human_labels_undo_a_systematic_error_of_the_machine():
     inclusion = np.full(600, 1 / 3)
     reviewed = rng.random(600) < inclusion
     human = np.where(reviewed, TRUTH, -1)  # nobody's label is read where nobody looked
-    biased, corrected = train(labelled_set(machine)), train(ACTSet(machine, human, reviewed, inclusion))
-    mixed = train(labelled_set(np.where(reviewed, TRUTH, machine)))
+    biased, corrected = train(machine), train(machine, human, reviewed, inclusion)
+    mixed = train(np.where(reviewed, TRUTH, machine))
     assert score(corrected) > 0.85
     assert score(corrected) > score(mixed) + 0.05
     assert score(corrected) > score(biased) + 0.1
 
 
 def test_a_model_is_saved_and_loaded(tmp_path):
-    model = train(labelled_set(TRUTH))
+    model = train(TRUTH)
     model.save(tmp_path / "model.safetensors", {"task": "clouds"})
     loaded, header = load_head(tmp_path / "model.safetensors", CLASSES_FORMAT)
     assert header == {"task": "clouds"}
@@ -132,21 +139,16 @@ def test_the_temperature_is_the_one_that_was_put_on():
 
 
 def test_what_cannot_be_trained_on_is_refused():
-    nothing = np.zeros((0, 8), np.float32)
     with pytest.raises(TrainingError, match="0 posts to train on"):
-        train_classes(
-            nothing, labelled_set(TRUTH[:0]), CHECK, CHECK_TRUTH, classes=CLASSES,
-            scaling=fit_scaling(ROWS, LAYOUT), settings=LINEAR, seed=0,
-        )  # fmt: skip
-    with pytest.raises(TrainingError, match="two classes"):
-        train(labelled_set(TRUTH), classes=("a",))
+        train(TRUTH[:0], rows=np.zeros((0, 8), np.float32))
+    with pytest.raises(TrainingError, match="two or more different names"):
+        train(TRUTH, classes=("a",))
+    with pytest.raises(TrainingError, match="'c' is no class"):
+        train(TRUTH, classes=("a", "b"))
     with pytest.raises(BatchError):
-        train(labelled_set(TRUTH + 1))
+        train(TRUTH, inclusion=np.full(600, 1.5))
     with pytest.raises(NonFiniteLossError):
-        train_classes(
-            np.where(np.arange(600)[:, None] == 5, np.nan, ROWS).astype(np.float32), labelled_set(TRUTH),
-            CHECK, CHECK_TRUTH, classes=CLASSES, scaling=fit_scaling(ROWS, LAYOUT), settings=LINEAR, seed=0,
-        )  # fmt: skip
+        train(TRUTH, settings=LINEAR._replace(learning_rate=1e30))
 
 
 # ---- the door -----------------------------------------------------------------------------------------

@@ -279,7 +279,7 @@ def picture(tmp_path):
 
 def task(*opinions, images=(), text="hello"):
     names = tuple(path.name for path in images)
-    return ReviewTask("p0", "round 1", 0, text, tuple(images), names, False, opinions)
+    return ReviewTask("p0", "round 1", 0, text, tuple(images), names, opinions)
 
 
 def test_tasks_carry_post_batch_predictions_and_pictures(picture):

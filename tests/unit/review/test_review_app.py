@@ -17,7 +17,6 @@ from report_helpers import HOSTILE
 from review_helpers import WORDS, review_of, run_of
 from starlette.testclient import TestClient
 
-from selftrain.data.run_posts import task_words
 from selftrain.errors import LedgerError
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE, Review
@@ -49,11 +48,7 @@ class Site:
         self.desk = ReviewSession(
             self.ledger, Material(folder), show_opinions=show_opinions, refresh_seconds=0, clock=lambda: 0.0
         )
-        page = render_review(
-            "run", task_words(folder, self.ledger.classes),
-            lease_seconds=self.ledger.lease_seconds, command="selftrain run x",
-            train="selftrain act train x --out x-act", show_opinions=show_opinions,
-        )  # fmt: skip
+        page = render_review(folder, self.desk)
         self.app = build_app(self.desk, page, token=TOKEN, hosts=hosts)
 
     def client(self, *, welcome=True):

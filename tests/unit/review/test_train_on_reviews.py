@@ -100,6 +100,17 @@ def test_the_command_trains_and_predict_opens_what_it_wrote(data, capsys):  # no
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
+def test_the_command_takes_the_classifier_of_a_recipe(data):  # noqa: F811
+    labelled(data, **SAMPLED)
+    review(data)
+    recipe, model = data / "recipe.toml", data / "model"
+    recipe.write_text('[data]\nmanifest = "pool.jsonl"\ntask = "task.toml"\n')
+    validation = manifest_of(data / "validation.jsonl", NAMES, range(100, 130))
+    command = ["act", "train", str(data / "labels"), "--out", str(model), "--validation", str(validation)]
+    assert main([*command, "--recipe", str(recipe), "--set", "classifier.epochs=3"]) == 0
+    assert json.loads((model / "act.json").read_text())["curve"][-1]["epoch"] == 3
+
+
 def test_a_run_trains_on_the_audit_of_its_pseudo_labels(small_run, tmp_path):
     run = RunFolder(shutil.copytree(small_run, tmp_path / "run"))
     with pytest.raises(Exception, match=LEDGER):

@@ -33,16 +33,15 @@ class Served:
         self.predictor, self.measures, self.scratch = predictor, Measures(), Scratch(root)
         self.loaded = threading.Event()
         self.batcher = Batcher(
-            lambda: predictor, max_batch=4, max_wait=0, max_queue=8, observe=self.measures.batch,
-            on_loaded=self.loaded.set,
-        )  # fmt: skip
+            lambda: predictor, max_batch=4, max_wait=0, max_queue=8, observe=self.measures.batch
+        )
         self.service = Service(self.batcher, self.scratch, self.measures, limits=limits, key=key)
         self.client = TestClient(build_app(self.service), base_url="http://localhost")
         if load:
             self.load()
 
     def load(self):
-        self.batcher.start()
+        self.batcher.start(self.loaded.set)
         assert self.loaded.wait(WAIT)
 
     def measured(self):

@@ -39,8 +39,8 @@ def make():
     def build(predictor, **options):
         loaded = threading.Event()
         settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 100, "observe": Observer().batch} | options
-        batcher = Batcher(lambda: predictor, on_loaded=loaded.set, **settings)
-        batcher.start()
+        batcher = Batcher(lambda: predictor, **settings)
+        batcher.start(loaded.set)
         assert loaded.wait(WAIT)
         made.append((batcher, predictor))
         return batcher
@@ -222,11 +222,9 @@ def test_a_model_that_cannot_be_loaded_or_scores_nothing_is_told(first):
             return super().predict([Post("x", first) for _ in posts])
 
     loaded = threading.Event()
-    batcher = Batcher(
-        Broken, max_batch=1, max_wait=0, max_queue=1, observe=Observer().batch, on_loaded=loaded.set
-    )
+    batcher = Batcher(Broken, max_batch=1, max_wait=0, max_queue=1, observe=Observer().batch)
     early = batcher.submit(posts_of("0.1"))
-    batcher.start()
+    batcher.start(loaded.set)
     assert loaded.wait(WAIT)
     assert batcher.predictor is None
     assert isinstance(batcher.failure, ArithmeticError if first == "raise" else ServingError)
