@@ -1,7 +1,7 @@
 """What is asked of a model and what comes back, whatever serves it.
 
 A request is made of plain values, so that it can be shown, hashed and sent anywhere. Pictures stand in it as
-bytes with their origin: the cache (`cache_key`) sees the file that they were made of, the server the bytes.
+bytes with their origin: the cache (`cache_keys`) sees the file that they were made of, the server the bytes.
 """
 
 from __future__ import annotations
@@ -206,11 +206,6 @@ def cache_keys(
         digest.update(f'"sampling":{_sampling_in_json(request.sampling)},"schema":{schema}}}}}'.encode())
         keys.append(digest.hexdigest())
     return keys
-
-
-def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] | None = None) -> str:
-    """Return the key of one answer, see `cache_keys`."""
-    return cache_keys([request], identity, also)[0]
 
 
 def _json(value: object) -> str:
