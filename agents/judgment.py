@@ -121,16 +121,7 @@ class Judgment:
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values, floats rounded to `DECIMALS` places."""
-        return {
-            "agent": self.agent,
-            "step": self.step,
-            "state": str(self.state),
-            "label": self.label,
-            "probability": rounded(self.probability),
-            "rationale": self.rationale,
-            "source": self.source,
-            "details": rounded(self.details),
-        }
+        return {name: rounded(getattr(self, name)) for name in _JUDGMENT_TYPES}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Judgment:
@@ -199,13 +190,9 @@ class Posterior:
 
     def to_json(self) -> dict[str, Any]:
         """A record of JSON values, floats rounded."""
-        return {
-            "probs": rounded(self.probs),
-            "log_odds": rounded(self.log_odds),
-            "evidence": rounded(self.evidence),
-            "threshold": self.threshold,
-            "weight": rounded(self.weight),
-        }
+        # the threshold as it is: whether the post reaches it is the same once it is read
+        record = {name: rounded(getattr(self, name)) for name in _POSTERIOR_TYPES}
+        return record | {"threshold": self.threshold}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Posterior:
@@ -456,7 +443,9 @@ def rounded(value: object) -> object:
     Raises:
         JudgmentError: A value that JSON does not have (NaN and infinity included).
     """
-    if value is None or isinstance(value, (str, bool, int)):
+    if isinstance(value, str):
+        return str(value)  # of an enumeration its value
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):

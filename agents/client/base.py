@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import add
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -121,7 +122,7 @@ class Usage(NamedTuple):
 
     def plus(self, other: Usage) -> Usage:
         """Return both together."""
-        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+        return Usage(*map(add, self, other))
 
 
 @dataclass(frozen=True, slots=True)
