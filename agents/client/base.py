@@ -12,7 +12,7 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -104,7 +104,7 @@ class Token(NamedTuple):
 
     text: str
     logprob: float
-    alternatives: Sequence[tuple[str, float]]
+    alternatives: Iterable[tuple[str, float]]  # as often as is asked; () where none were listed
 
 
 class Usage(NamedTuple):

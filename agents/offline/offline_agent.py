@@ -202,15 +202,15 @@ class OfflineAgent:
         if own.state is State.FAILED or mine is None or not own.details.get("known", False):
             reason = "Stays without an opinion: its views know nothing of this post."
             return self._judgment(1, None, None, reason, dict(own.details))
-        log_odds = np.array([float(mine[name]) for name in self._classes])
         shares = {
-            "own": log_odds,
+            "own": np.array([float(mine[name]) for name in self._classes]),
             other.agent: self._weight_other * self._log_odds_of(other.label, other.probability),
             "classifier": self._weight_classifier * self._log_odds_of(candidate.label, candidate.probability),
         }
-        label, probability = self._decide(sum(shares.values(), np.zeros(len(log_odds))))
+        log_odds = sum(shares.values(), np.zeros(len(self._classes)))
+        label, probability = self._decide(log_odds)
         details = {
-            "log_odds": self._named(sum(shares.values(), np.zeros(len(log_odds)))),
+            "log_odds": self._named(log_odds),
             "known": True,
             "before": own.label,
             "shares": {who: self._named(share) for who, share in shares.items()},
@@ -260,29 +260,23 @@ def offline_agents(
     classes: Sequence[str],
     *,
     image_vectors: ImageVectors | None = None,
-    margin: float = MARGIN,
-    prior: float = 1.0,
-    weight_other: float = WEIGHT_OTHER,
-    weight_classifier: float = WEIGHT_CLASSIFIER,
     seed: int = 0,
 ) -> tuple[OfflineAgent, OfflineAgent]:
-    """Build Reviewer and User.
+    """Build Reviewer and User, by the views and shares that were measured best.
 
     Args:
         classes: Class names, in any fixed order.
         image_vectors: Posts to rows [B, I], zeros where a post has no image; None looks at texts only.
-        margin, prior, weight_other, weight_classifier, seed: As `OfflineAgent`.
+        seed: As `OfflineAgent`.
     """
     reviewer: list[View] = [TextView(WordNgrams(), temper=1.0)]
     user: list[View] = [TextView(CharacterNgrams(), temper=0.2)]
     if image_vectors is not None:
         reviewer.append(ImageView(image_vectors, "neighbours"))
         user.append(ImageView(image_vectors, "centroid"))
-    shared = {"margin": margin, "prior": prior}
-    weights = {"weight_other": weight_other, "weight_classifier": weight_classifier}
     return (
-        OfflineAgent("reviewer", reviewer, classes, seed=seed, **shared, **weights),
-        OfflineAgent("user", user, classes, seed=seed, **shared, **weights),
+        OfflineAgent("reviewer", reviewer, classes, seed=seed),
+        OfflineAgent("user", user, classes, seed=seed),
     )
 
 

@@ -36,6 +36,7 @@ MAX_CHARACTERS = 20_000
 SMOOTHING_RATIO = 0.3
 SMOOTHING_EM = 0.1
 EM_ITERATIONS = 3
+EM_SHARE = 0.5  # of the EM part in the sum, where NB-SVM counts 1
 REGULARISATION = 10.0
 
 _NOISE = re.compile(r"https?://\S+|www\.\S+|@\w+|\brt\b|#")
@@ -200,7 +201,7 @@ def _inside_word(
 
 
 def fit_weights(
-    labelled: Sparse, targets: Floats, unlabelled: Sparse, *, temper: float, em_share: float
+    labelled: Sparse, targets: Floats, unlabelled: Sparse, *, temper: float
 ) -> tuple[Floats, Floats]:
     """Return weights [F, K] and biases [K] of class scores; a row of scores sums to zero.
 
@@ -209,15 +210,14 @@ def fit_weights(
         targets: [B, K] weight of each class for each post; a row's sum is the post's weight.
         unlabelled: Binary rows [U, F] of the pool; may be empty.
         temper: Scales the log-likelihoods of EM: n-grams that overlap count the same evidence many times.
-        em_share: Weight of the EM part in the sum, where NB-SVM counts 1.
     """
     weights, bias = _nb_svm(labelled, targets)
     reference = unlabelled if unlabelled.shape[0] else labelled
     scale = _spread(reference @ weights + bias)
     weights, bias = weights / scale, bias / scale
-    if unlabelled.shape[0] and em_share:
+    if unlabelled.shape[0]:
         em = _naive_bayes_em(labelled, targets, unlabelled, temper)
-        em *= em_share / _spread(unlabelled @ em)
+        em *= EM_SHARE / _spread(unlabelled @ em)
         weights = weights + em
     return weights, bias
 

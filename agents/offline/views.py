@@ -29,7 +29,6 @@ TEMPERATURE = 0.05
 FEWEST = 4
 """Fewer labelled images than this a class say nothing of the classes."""
 
-EM_SHARE = 0.5
 WORDS_TOLD = 3
 NEIGHBOURS_TOLD = 2
 _LONGEST_TOLD = 30
@@ -137,10 +136,10 @@ class TextView:
     same texts up again, so only the weights are computed anew.
     """
 
-    def __init__(self, ngrams: Ngrams, *, temper: float, em_share: float = EM_SHARE) -> None:
+    def __init__(self, ngrams: Ngrams, *, temper: float) -> None:
         self.name = ngrams.name
         self._ngrams = ngrams
-        self._fit = partial(fit_weights, temper=temper, em_share=em_share)
+        self._fit = partial(fit_weights, temper=temper)
         self._corpus: Sparse = None
         self._row_of: dict[str, int] = {}
         self._weights: Floats | None = None
