@@ -93,9 +93,9 @@ class SimulatedAgent:
         true = self._answers.get(post_id)
         fate = self._uniform("fate", self.role, post_id)
         if true is None or fate < self._failure:
-            return self._judgment(step, State.FAILED, None, None, "Simulated failure.")
+            return Judgment(self.role, step, State.FAILED, None, None, "Simulated failure.", SOURCE)
         if fate < self._failure + self._abstention:
-            return self._judgment(step, State.ABSTAIN, None, None, "Simulated abstention.")
+            return Judgment(self.role, step, State.ABSTAIN, None, None, "Simulated abstention.", SOURCE)
         together = self._uniform("together", post_id) < self._shared  # for all roles, or for none
         place = self._uniform("answer", "" if together else f"role {self.role}", post_id)
         # the right answer comes first: with one shared number, the agent that errs less errs within the other
@@ -107,7 +107,7 @@ class SimulatedAgent:
                 break
             place -= probability
         words = "Drawn from a confusion matrix over known labels."
-        return self._judgment(step, State.LABEL, label, self._posterior(label), words)
+        return Judgment(self.role, step, State.LABEL, label, self._posterior(label), words, SOURCE)
 
     def _posterior(self, label: str) -> float:
         """Return the probability of `label` given that the agent answers it, classes equally frequent."""
@@ -118,11 +118,6 @@ class SimulatedAgent:
         """Return a number in [0, 1) that depends on the seed and the key alone."""
         material = "\0".join((str(self._seed), *key)).encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.sha256(material).digest()[:7], "big") / 2**56
-
-    def _judgment(
-        self, step: int, state: State, label: str | None, probability: float | None, rationale: str
-    ) -> Judgment:
-        return Judgment(self.role, step, state, label, probability, rationale, SOURCE)
 
 
 def symmetric(classes: Sequence[str], accuracy: float) -> dict[str, dict[str, float]]:

@@ -165,36 +165,27 @@ class CharacterNgrams:
         """Return hashes [M], their texts [M], their words [M], and the text of each word."""
         joined = "".join(f"\0 {text} " for text in texts) + "\0"
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-        edge, space = codes == 0, codes == ord(" ")
+        edge = codes == 0
+        outside = edge | (codes == ord(" "))  # of any word
         owner = np.cumsum(edge) - 1
-        begins = ~(space | edge)
-        begins[1:] &= (space | edge)[:-1]
+        begins = ~outside
+        begins[1:] &= outside[:-1]
         word_at = np.cumsum(begins) - 1
         hashes, places = [], []
         for size in self.sizes:
-            count = len(codes) - size + 1
-            if count <= 0:
-                continue
+            count = len(codes) - size + 1  # 0 at least: of an empty text four characters stand there
             value = np.full(count, size, np.uint64)
             usable = ~(edge[:count] | edge[size - 1 :])
             for offset in range(size):
                 value = value * _MULTIPLIER + (codes[offset : offset + count] + np.uint64(1))
                 if 0 < offset < size - 1:  # a space may stand only first or last
-                    usable &= _inside_word(space, edge, offset, count)
+                    usable &= ~outside[offset : offset + count]
             place = np.flatnonzero(usable)
             hashes.append(value[place])
             places.append(place)
-        place = np.concatenate(places) if places else np.empty(0, np.int64)
-        value = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        place = np.concatenate(places)
         # the second character lies inside the word, wherever the first one stands
-        return value, owner[place], word_at[place + 1], owner[begins]
-
-
-def _inside_word(
-    space: npt.NDArray[np.bool_], edge: npt.NDArray[np.bool_], offset: int, count: int
-) -> npt.NDArray[np.bool_]:
-    """Return True where the character at `offset` of a window lies within a word."""
-    return ~(space[offset : offset + count] | edge[offset : offset + count])
+        return np.concatenate(hashes), owner[place], word_at[place + 1], owner[begins]
 
 
 # ---- the linear model -----------------------------------------------------------------------------------
