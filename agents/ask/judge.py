@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 from agents.ask.answer_schema import NO_CLAUSE, AnswerForm, AnswerSchema
@@ -86,75 +86,59 @@ class JudgePrompts(PromptFiles):
         return f'"{label}"' + (f"\n{rationale}" if rationale else "")
 
 
+@dataclass(eq=False, repr=False)
 class VLMAgent:
-    """What a vision-language model is asked about a post, and the judgment that its answer is.
+    """What a vision-language model is asked about a post, and the judgment that its answer is."""
 
-    Args:
-        prompts: The files, filled for the task.
-        protocol: Who is asked what; whether labelled posts are shown first; the usual form of an answer.
-        form: Overrides the protocol's.
-        label_apart: Ask for the reasons first, and for the label in a turn of its own, on the same prefix:
-            written after its reasons in one answer, the label's probability is 0 or 1.
-        rationale_chars: Most characters of a rationale.
-        examples: Labelled posts of each class that a protocol with examples shows.
-        seed: Of the draw of examples and of the model's own.
-        guards: Role -> the words of a guard model that plays it.
-    """
+    prompts: JudgePrompts  # the files, filled for the task
+    protocol: Protocol  # who is asked what; whether labelled posts are shown first; the usual form
+    _: KW_ONLY
+    form: AnswerForm | None = None  # overrides the protocol's
+    rationale_chars: int = 240  # most characters of a rationale
+    examples: int = 2  # labelled posts of each class that a protocol with examples shows
+    seed: int = 0  # of the draw of examples and of the model's own
+    guards: Mapping[str, GuardWords] = field(default_factory=dict)  # role -> words of a guard that plays it
+    # ask for the reasons first, and for the label in a turn of its own, on the same prefix: written after its
+    # reasons in one answer, the label's probability is 0 or 1
+    label_apart: bool = False
 
-    def __init__(
-        self,
-        prompts: JudgePrompts,
-        protocol: Protocol,
-        *,
-        form: AnswerForm | None = None,
-        rationale_chars: int = 240,
-        examples: int = 2,
-        seed: int = 0,
-        guards: Mapping[str, GuardWords] | None = None,
-        label_apart: bool = False,
-    ) -> None:
-        brief = prompts.brief
-        self.label_apart = label_apart
-        self._guards = dict(guards or {})
-        self.protocol = protocol
+    def __post_init__(self) -> None:
+        brief, form = self.prompts.brief, self.form or self.protocol.form
         self._clauses = brief.clauses
         self.schema = AnswerSchema(
-            brief.names, brief.unsure, form or protocol.form, rationale_chars, clauses=len(self._clauses)
+            brief.names, brief.unsure, form, self.rationale_chars, clauses=len(self._clauses)
         )
         self._variants: dict[tuple[bool, bool], AnswerSchema] = {}
         # role -> the correction of its probabilities; empty before a panel is fitted
         self.calibrations: dict[str, LabelCalibration] = {}
-        self._prompts = prompts
-        self._per_class = examples if protocol.examples else 0
-        self._seed = seed
         # a judge alone has no role to describe
-        described = [role for role in protocol.roles if role in ROLES]
-        self._system = prompts.opening(self.schema, described, label_apart=label_apart)
+        described = [role for role in self.protocol.roles if role in ROLES]
+        self._system = self.prompts.opening(self.schema, described, label_apart=self.label_apart)
         self._examples: tuple[PreparedPost, ...] = ()
 
     async def draw_examples(self, labelled: Sequence[LabelledPost], runner: Runner) -> None:
         """Choose the posts that are shown as examples; a protocol without examples chooses none."""
-        if not self._per_class:
+        if not (self.protocol.examples and self.examples):
             return
-        order = random.Random(self._seed).sample(range(len(labelled)), len(labelled))
+        order = random.Random(self.seed).sample(range(len(labelled)), len(labelled))
         chosen: list[LabelledPost] = []
         for name in self.schema.classes:
             # one more than shown: a labelled post that is asked about is not its own example
-            chosen += [labelled[i] for i in order if labelled[i].label == name][: self._per_class + 1]
+            chosen += [labelled[i] for i in order if labelled[i].label == name][: self.examples + 1]
         self._examples = tuple([await runner.prepare(post) for post in chosen])
 
     def prompt(self, post: PreparedPost, query: Query) -> PostPrompt:
         """Return the prompt that asks `query` about `post`."""
-        if guard := self._guards.get(query.role):
+        if guard := self.guards.get(query.role):
             # a guard's own template says all but the post; asked again it is shown no more, and says the same
-            shown = (Message("user", self._prompts.bare(post)),)
-            return PostPrompt(post, shown, guard, query.role, query.step, seed=self._seed)
+            shown = (Message("user", self.prompts.bare(post)),)
+            return PostPrompt(post, shown, guard, query.role, query.step, seed=self.seed)
         # the second agent reads the classes the other way round: what a place in a list does cancels out
         reverse = query.role == ROLES[1]
         schema = self._variant(reverse, query.argues)
-        asked = self._prompts.asking(query, post, schema)
+        asked = self.prompts.asking(query, post, schema)
         messages = (self._system, *self._example_turns(post.post.id), asked)
-        return PostPrompt(post, messages, schema, query.role, query.step, seed=self._seed)
+        return PostPrompt(post, messages, schema, query.role, query.step, seed=self.seed)
 
     def _variant(self, reverse: bool, argues: bool) -> AnswerSchema:
         if (reverse, argues) not in self._variants:
@@ -180,7 +164,7 @@ class VLMAgent:
         # as it was written, without white space: the server has it in its cache, and goes on from there
         given = Message("assistant", (json.dumps(said, ensure_ascii=False, separators=(",", ":")),))
         asked = replace(schema, form="label_only", reasons_only=False)
-        turns = (*prompt.messages, given, self._prompts.label_question(asked))
+        turns = (*prompt.messages, given, self.prompts.label_question(asked))
         return replace(prompt, messages=turns, schema=asked)
 
     def judgment(self, query: Query, response: Response) -> Judgment:
@@ -215,8 +199,8 @@ class VLMAgent:
                 for one in self._examples
                 if getattr(one.post, "label", None) == name and one.post.id != post_id
             ]
-            for one in fitting[: self._per_class]:
-                turns.append(self._prompts.about(one, self.protocol.examples, self.schema))
+            for one in fitting[: self.examples]:
+                turns.append(self.prompts.about(one, self.protocol.examples, self.schema))
                 turns.append(Message("assistant", (json.dumps({"label": spelt[name]}, ensure_ascii=False),)))
         return turns
 
