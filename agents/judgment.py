@@ -121,7 +121,16 @@ class Judgment:
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values, floats rounded to `DECIMALS` places."""
-        return {name: rounded(getattr(self, name)) for name in _JUDGMENT_TYPES}
+        return {
+            "agent": self.agent,
+            "step": self.step,
+            "state": str(self.state),
+            "label": self.label,
+            "probability": rounded(self.probability),
+            "rationale": self.rationale,
+            "source": self.source,
+            "details": rounded(self.details),
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Judgment:
@@ -190,9 +199,13 @@ class Posterior:
 
     def to_json(self) -> dict[str, Any]:
         """A record of JSON values, floats rounded."""
-        # the threshold as it is: whether the post reaches it is the same once it is read
-        record = {name: rounded(getattr(self, name)) for name in _POSTERIOR_TYPES}
-        return record | {"threshold": self.threshold}
+        return {
+            "probs": rounded(self.probs),
+            "log_odds": rounded(self.log_odds),
+            "evidence": rounded(self.evidence),
+            "threshold": self.threshold,
+            "weight": rounded(self.weight),
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Posterior:
@@ -443,9 +456,7 @@ def rounded(value: object) -> object:
     Raises:
         JudgmentError: A value that JSON does not have (NaN and infinity included).
     """
-    if isinstance(value, str):
-        return str(value)  # of an enumeration its value
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
