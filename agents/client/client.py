@@ -289,11 +289,9 @@ class ChatClient:
             return CallFailedError(f"no answer in {retries + 1} tries; the last: {failure.reason}")
         # Ray Serve LLM's path of this name counts no conversations, and says so in the words of a bad request
         uncounted = failure.status in (404, 405) or _NO_CONVERSATIONS in failure.reason
-        if failure.kind == "request" and not (call.path == "/tokenize" and uncounted):
-            return RequestRefusedError(failure.reason)
         if call.path == "/tokenize" and uncounted:
             return ServerRefusedError(f"{failure.reason}. {TOKENIZE_ABSENT}")
-        return ServerRefusedError(failure.reason)
+        return (RequestRefusedError if failure.kind == "request" else ServerRefusedError)(failure.reason)
 
     def _report(self, event: str, figures: Mapping[str, Any]) -> None:
         """Pass an event on. A hook that fails must not fail the call, or the probe, that it is about."""
