@@ -252,7 +252,7 @@ def offline_agents(
     image_vectors: ImageVectors | None = None,
     seed: int = 0,
 ) -> tuple[OfflineAgent, OfflineAgent]:
-    """Build Reviewer and User, by the views and shares that were measured best.
+    """Build Reviewer and User, each with views of its own and the usual shares.
 
     Args:
         classes: Class names, in any fixed order.
