@@ -206,14 +206,12 @@ class AnswersPanel:
     def _answer(self, role: str, post_id: str) -> Judgment:
         found = self._answers[role].get(post_id)
         if found is None:
-            self._usage = self._usage._replace(failed=self._usage.failed + 1)
+            self._usage = self._usage.plus(UsageTotals(failed=1))
             path = self._files[role]
             return Judgment(role, 0, State.FAILED, None, None, f"no answer in {path.name}", source_of(path))
-        if (role, post_id) in self._asked:
-            self._usage = self._usage._replace(stored=self._usage.stored + 1)
-        else:
-            self._asked.add((role, post_id))
-            self._usage = self._usage._replace(calls=self._usage.calls + 1)
+        known = (role, post_id) in self._asked
+        self._asked.add((role, post_id))
+        self._usage = self._usage.plus(UsageTotals(stored=1) if known else UsageTotals(calls=1))
         return found
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 from agents.errors import SimulationError
 from agents.judgment import Candidate, Judgment, PostLike, State
@@ -17,54 +18,44 @@ from agents.judgment import Candidate, Judgment, PostLike, State
 SOURCE = "simulated"
 
 
+@dataclass(eq=False, repr=False)
 class SimulatedAgent:
     """One role whose answers follow a confusion matrix.
 
-    Args:
-        role: "reviewer" or "user".
-        answers: Post id -> true label; a post that is not in it is `failed`.
-        confusion: True label -> answer -> probability; each row sums to 1.
-        abstention: Share of posts on which the agent abstains, in [0, 1].
-        failure: Share of posts on which the call fails, in [0, 1]; with `abstention` at most 1.
-        shared: What two agents have in common, in [0, 1]: the share of posts on which all roles of one seed
-            draw the same number, so that they err together and to the same label. Each agent's own matrix
-            holds whatever the share. With error rates e <= f on a class, a share s + (1 - s) f of the first
-            agent's errors are errors of the second too, and the correlation of being wrong there is
-            phi = s sqrt(e (1 - f) / (f (1 - e))): s itself for agents that are equally good. Between prompts
-            of one published model phi is .6 to .87, between models .2 to .6; 0 makes agents independent given
-            the label, which no two models are.
-        seed: With role and post id, fixes every draw.
+    With error rates e <= f on a class, a share s + (1 - s) f of the first agent's errors are errors of the
+    second too, where s is `shared`, and the correlation of being wrong there is
+    phi = s sqrt(e (1 - f) / (f (1 - e))): s itself for agents that are equally good. Between prompts of one
+    published model phi is .6 to .87, between models .2 to .6; 0 makes agents independent given the label,
+    which no two models are.
 
     Raises:
         SimulationError: A row that is no distribution, a rate outside its range, a label without a row.
     """
 
-    simulated = True
+    role: str  # "reviewer" or "user"
+    answers: Mapping[str, str]  # post id -> true label; a post that is not in it is `failed`
+    confusion: Mapping[str, Mapping[str, float]]  # true label -> answer -> probability; each row sums to 1
+    _: KW_ONLY
+    abstention: float = 0.0  # share of posts on which the agent abstains, in [0, 1]
+    failure: float = 0.0  # share of posts on which the call fails, in [0, 1]; with `abstention` at most 1
+    # what two agents have in common, in [0, 1]: the share of posts on which all roles of one seed draw the
+    # same number, so that they err together and to the same label. Each one's own matrix holds whatever it is
+    shared: float = 0.7
+    seed: int = 0  # with role and post id, fixes every draw
 
-    def __init__(
-        self,
-        role: str,
-        answers: Mapping[str, str],
-        confusion: Mapping[str, Mapping[str, float]],
-        *,
-        abstention: float = 0.0,
-        failure: float = 0.0,
-        shared: float = 0.7,
-        seed: int = 0,
-    ) -> None:
-        for true, row in confusion.items():
+    simulated: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for true, row in self.confusion.items():
             if not row or min(row.values()) < 0 or not math.isclose(sum(row.values()), 1.0, abs_tol=1e-9):
                 raise SimulationError(f"confusion of {true!r}: {dict(row)} is no distribution")
-        rates = (abstention, failure, shared, abstention + failure)
+        rates = (self.abstention, self.failure, self.shared, self.abstention + self.failure)
         if not all(0.0 <= rate <= 1.0 for rate in rates):
             raise SimulationError(
-                f"abstention {abstention}, failure {failure}, shared {shared}: not in [0, 1]"
+                f"abstention {self.abstention}, failure {self.failure}, shared {self.shared}: not in [0, 1]"
             )
-        if missing := sorted(set(answers.values()) - set(confusion)):
+        if missing := sorted(set(self.answers.values()) - set(self.confusion)):
             raise SimulationError(f"no row of the confusion matrix for {missing}")
-        self.role = role
-        self._answers, self._confusion = dict(answers), {t: dict(row) for t, row in confusion.items()}
-        self._abstention, self._failure, self._shared, self._seed = abstention, failure, shared, seed
 
     def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
         """Return a draw for each post."""
@@ -82,24 +73,24 @@ class SimulatedAgent:
             "role": self.role,
             "source": SOURCE,
             "simulated": True,
-            "confusion": self._confusion,
-            "abstention": self._abstention,
-            "failure": self._failure,
-            "shared": self._shared,
-            "seed": self._seed,
+            "confusion": {true: dict(row) for true, row in self.confusion.items()},
+            "abstention": self.abstention,
+            "failure": self.failure,
+            "shared": self.shared,
+            "seed": self.seed,
         }
 
     def _draw(self, post_id: str, step: int) -> Judgment:
-        true = self._answers.get(post_id)
+        true = self.answers.get(post_id)
         fate = self._uniform("fate", self.role, post_id)
-        if true is None or fate < self._failure:
-            return self._judgment(step, State.FAILED, None, None, "Simulated failure.")
-        if fate < self._failure + self._abstention:
-            return self._judgment(step, State.ABSTAIN, None, None, "Simulated abstention.")
-        together = self._uniform("together", post_id) < self._shared  # for all roles, or for none
+        if true is None or fate < self.failure:
+            return Judgment(self.role, step, State.FAILED, None, None, "Simulated failure.", SOURCE)
+        if fate < self.failure + self.abstention:
+            return Judgment(self.role, step, State.ABSTAIN, None, None, "Simulated abstention.", SOURCE)
+        together = self._uniform("together", post_id) < self.shared  # for all roles, or for none
         place = self._uniform("answer", "" if together else f"role {self.role}", post_id)
         # the right answer comes first: with one shared number, the agent that errs less errs within the other
-        row = sorted(self._confusion[true].items(), key=lambda item: (item[0] != true, item[0]))
+        row = sorted(self.confusion[true].items(), key=lambda item: (item[0] != true, item[0]))
         label = row[-1][0]
         for name, probability in row:
             if place < probability:
@@ -107,22 +98,17 @@ class SimulatedAgent:
                 break
             place -= probability
         words = "Drawn from a confusion matrix over known labels."
-        return self._judgment(step, State.LABEL, label, self._posterior(label), words)
+        return Judgment(self.role, step, State.LABEL, label, self._posterior(label), words, SOURCE)
 
     def _posterior(self, label: str) -> float:
         """Return the probability of `label` given that the agent answers it, classes equally frequent."""
-        column = {true: row.get(label, 0.0) for true, row in self._confusion.items()}
+        column = {true: row.get(label, 0.0) for true, row in self.confusion.items()}
         return column.get(label, 0.0) / sum(column.values())
 
     def _uniform(self, *key: str) -> float:
         """Return a number in [0, 1) that depends on the seed and the key alone."""
-        material = "\0".join((str(self._seed), *key)).encode("utf-8", "surrogatepass")
+        material = "\0".join((str(self.seed), *key)).encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.sha256(material).digest()[:7], "big") / 2**56
-
-    def _judgment(
-        self, step: int, state: State, label: str | None, probability: float | None, rationale: str
-    ) -> Judgment:
-        return Judgment(self.role, step, state, label, probability, rationale, SOURCE)
 
 
 def symmetric(classes: Sequence[str], accuracy: float) -> dict[str, dict[str, float]]:

@@ -149,7 +149,7 @@ def make_panel(
     cache = ResponseCache(folder / "answers.sqlite")
     manner = Manner(attempts=attempts, keyed=keyed)
     runner = Runner(backend, cache, run=run, opener=opener, manner=manner, **options)
-    return JudgePanel(runner, agent, always_cross_review=always_cross_review, settings=settings)
+    return JudgePanel(runner, agent, always_cross_review=always_cross_review, settings=settings or {})
 
 
 def labelled_posts(n: int = 8) -> list[PostStub]:

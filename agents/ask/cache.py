@@ -1,6 +1,6 @@
 """Every answer that was paid for, in one SQLite file that all runs of a folder share.
 
-An answer lies under its cache key (`agents.client.base.cache_key`): whatever changes it on purpose changes
+An answer lies under its cache key (`agents.client.base.cache_keys`): whatever changes it on purpose changes
 the key. Only answers that can be used are kept; of the others stands what they cost. A row is on the disk
 before anybody acts on its answer: `Keeper` writes those that arrive meanwhile in one transaction, in a thread
 and through a connection of their own, because each waits for the disk once. It carries a digest: one that was
@@ -131,15 +131,11 @@ class ResponseCache:
         # answers arrive on the event loop's thread and are written by another; the store is made on a third
         return sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
 
-    def get(self, *keys: str) -> tuple[str, CachedAnswer] | None:
-        """Return the first of the cache keys that has an answer, with it; None: none has one.
-
-        An answer that was damaged in the file is taken away, and is none.
-        """
-        return self.find([keys])[0]
-
     def find(self, several: Sequence[Sequence[str]]) -> list[tuple[str, CachedAnswer] | None]:
-        """Return for each of several lists of keys what `get` does; the file is asked once."""
+        """Return for each of several lists of cache keys the first that has an answer, with it, or None.
+
+        The file is asked once. An answer that was damaged in it is taken away, and is none.
+        """
         keys = [key for one in several for key in one]
         with self._explained("read"):
             rows = self._reader.execute(
@@ -155,15 +151,11 @@ class ResponseCache:
                 self.discard(key, "damaged in the file")
         return [next(((key, kept[key]) for key in one if key in kept), None) for one in several]
 
-    def put(self, key: str, cached: CachedAnswer, note: Note) -> None:
-        """Keep an answer. The first one under a key stays: a second was paid by another process.
-
-        Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.
-        """
-        self.write([kept_row(key, cached, note)])
-
     def write(self, rows: Sequence[Row]) -> None:
-        """Write rows, all or none of them; they are on the disk when this returns. From any thread."""
+        """Write rows, all or none of them; they are on the disk when this returns. From any thread.
+
+        The first answer under a key stays: a second was paid by another process.
+        """
         with self._explained("written"), self._transaction() as connection:
             self._insert(connection, rows)
 
@@ -280,7 +272,7 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
 
     async def find(self, keys: Sequence[str]) -> tuple[str, CachedAnswer] | None:
-        """Return what `ResponseCache.get` does, for whoever asks at the same moment together."""
+        """Return the first of the keys that has an answer, with it, or None; all ask at once who ask now."""
         loop = asyncio.get_running_loop()
         found: _Found = loop.create_future()
         self._asked.append((keys, found))
@@ -361,7 +353,10 @@ class Keeper:
 
 
 def kept_row(key: str, cached: CachedAnswer, note: Note) -> Row:
-    """Return the row of an answer under a cache key; see `ResponseCache.put`."""
+    """Return the row of an answer under a cache key.
+
+    Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.
+    """
     seconds = float(cached.seconds)  # as the column gives it back: the digest is of what is read
     row = (
         json.dumps(cached.answer),

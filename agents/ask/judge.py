@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 from agents.ask.answer_schema import NO_CLAUSE, AnswerForm, AnswerSchema
@@ -86,75 +86,59 @@ class JudgePrompts(PromptFiles):
         return f'"{label}"' + (f"\n{rationale}" if rationale else "")
 
 
+@dataclass(eq=False, repr=False)
 class VLMAgent:
-    """What a vision-language model is asked about a post, and the judgment that its answer is.
+    """What a vision-language model is asked about a post, and the judgment that its answer is."""
 
-    Args:
-        prompts: The files, filled for the task.
-        protocol: Who is asked what; whether labelled posts are shown first; the usual form of an answer.
-        form: Overrides the protocol's.
-        label_apart: Ask for the reasons first, and for the label in a turn of its own, on the same prefix:
-            written after its reasons in one answer, the label's probability is 0 or 1.
-        rationale_chars: Most characters of a rationale.
-        examples: Labelled posts of each class that a protocol with examples shows.
-        seed: Of the draw of examples and of the model's own.
-        guards: Role -> the words of a guard model that plays it.
-    """
+    prompts: JudgePrompts  # the files, filled for the task
+    protocol: Protocol  # who is asked what; whether labelled posts are shown first; the usual form
+    _: KW_ONLY
+    form: AnswerForm | None = None  # overrides the protocol's
+    rationale_chars: int = 240  # most characters of a rationale
+    examples: int = 2  # labelled posts of each class that a protocol with examples shows
+    seed: int = 0  # of the draw of examples and of the model's own
+    guards: Mapping[str, GuardWords] = field(default_factory=dict)  # role -> words of a guard that plays it
+    # ask for the reasons first, and for the label in a turn of its own, on the same prefix: written after its
+    # reasons in one answer, the label's probability is 0 or 1
+    label_apart: bool = False
 
-    def __init__(
-        self,
-        prompts: JudgePrompts,
-        protocol: Protocol,
-        *,
-        form: AnswerForm | None = None,
-        rationale_chars: int = 240,
-        examples: int = 2,
-        seed: int = 0,
-        guards: Mapping[str, GuardWords] | None = None,
-        label_apart: bool = False,
-    ) -> None:
-        brief = prompts.brief
-        self.label_apart = label_apart
-        self._guards = dict(guards or {})
-        self.protocol = protocol
+    def __post_init__(self) -> None:
+        brief, form = self.prompts.brief, self.form or self.protocol.form
         self._clauses = brief.clauses
         self.schema = AnswerSchema(
-            brief.names, brief.unsure, form or protocol.form, rationale_chars, clauses=len(self._clauses)
+            brief.names, brief.unsure, form, self.rationale_chars, clauses=len(self._clauses)
         )
         self._variants: dict[tuple[bool, bool], AnswerSchema] = {}
         # role -> the correction of its probabilities; empty before a panel is fitted
         self.calibrations: dict[str, LabelCalibration] = {}
-        self._prompts = prompts
-        self._per_class = examples if protocol.examples else 0
-        self._seed = seed
         # a judge alone has no role to describe
-        described = [role for role in protocol.roles if role in ROLES]
-        self._system = prompts.opening(self.schema, described, label_apart=label_apart)
+        described = [role for role in self.protocol.roles if role in ROLES]
+        self._system = self.prompts.opening(self.schema, described, label_apart=self.label_apart)
         self._examples: tuple[PreparedPost, ...] = ()
 
     async def draw_examples(self, labelled: Sequence[LabelledPost], runner: Runner) -> None:
         """Choose the posts that are shown as examples; a protocol without examples chooses none."""
-        if not self._per_class:
+        if not (self.protocol.examples and self.examples):
             return
-        order = random.Random(self._seed).sample(range(len(labelled)), len(labelled))
+        order = random.Random(self.seed).sample(range(len(labelled)), len(labelled))
         chosen: list[LabelledPost] = []
         for name in self.schema.classes:
             # one more than shown: a labelled post that is asked about is not its own example
-            chosen += [labelled[i] for i in order if labelled[i].label == name][: self._per_class + 1]
+            chosen += [labelled[i] for i in order if labelled[i].label == name][: self.examples + 1]
         self._examples = tuple([await runner.prepare(post) for post in chosen])
 
     def prompt(self, post: PreparedPost, query: Query) -> PostPrompt:
         """Return the prompt that asks `query` about `post`."""
-        if guard := self._guards.get(query.role):
+        if guard := self.guards.get(query.role):
             # a guard's own template says all but the post; asked again it is shown no more, and says the same
-            shown = (Message("user", self._prompts.bare(post)),)
-            return PostPrompt(post, shown, guard, query.role, query.step, seed=self._seed)
+            shown = (Message("user", self.prompts.bare(post)),)
+            return PostPrompt(post, shown, guard, query.role, query.step, seed=self.seed)
         # the second agent reads the classes the other way round: what a place in a list does cancels out
         reverse = query.role == ROLES[1]
         schema = self._variant(reverse, query.argues)
-        asked = self._prompts.asking(query, post, schema)
+        asked = self.prompts.asking(query, post, schema)
         messages = (self._system, *self._example_turns(post.post.id), asked)
-        return PostPrompt(post, messages, schema, query.role, query.step, seed=self._seed)
+        return PostPrompt(post, messages, schema, query.role, query.step, seed=self.seed)
 
     def _variant(self, reverse: bool, argues: bool) -> AnswerSchema:
         if (reverse, argues) not in self._variants:
@@ -180,7 +164,7 @@ class VLMAgent:
         # as it was written, without white space: the server has it in its cache, and goes on from there
         given = Message("assistant", (json.dumps(said, ensure_ascii=False, separators=(",", ":")),))
         asked = replace(schema, form="label_only", reasons_only=False)
-        turns = (*prompt.messages, given, self._prompts.label_question(asked))
+        turns = (*prompt.messages, given, self.prompts.label_question(asked))
         return replace(prompt, messages=turns, schema=asked)
 
     def judgment(self, query: Query, response: Response) -> Judgment:
@@ -215,8 +199,8 @@ class VLMAgent:
                 for one in self._examples
                 if getattr(one.post, "label", None) == name and one.post.id != post_id
             ]
-            for one in fitting[: self._per_class]:
-                turns.append(self._prompts.about(one, self.protocol.examples, self.schema))
+            for one in fitting[: self.examples]:
+                turns.append(self.prompts.about(one, self.protocol.examples, self.schema))
                 turns.append(Message("assistant", (json.dumps({"label": spelt[name]}, ensure_ascii=False),)))
         return turns
 
@@ -230,31 +214,20 @@ class PromptSizes(NamedTuple):
     review: tuple[float, float]  # mean tokens of those, and of the pictures in them
 
 
+@dataclass(eq=False, repr=False)
 class JudgePanel:
-    """Agents behind a model server; implements `Panel`.
+    """Agents behind a model server; implements `Panel`."""
 
-    Args:
-        runner: What answers, and where answers are kept; closed here, its cache too.
-        agent: What is asked, by which protocol.
-        always_cross_review: Ask everybody again even where the verdict is settled.
-        settings: What `describe` says besides.
-    """
+    runner: Runner  # what answers, and where answers are kept; closed here, its cache too
+    agent: VLMAgent  # what is asked, by which protocol
+    _: KW_ONLY
+    always_cross_review: bool = False  # ask everybody again even where the verdict is settled
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what `describe` says besides
 
-    simulated = False
+    simulated: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        runner: Runner,
-        agent: VLMAgent,
-        *,
-        always_cross_review: bool = False,
-        settings: dict[str, Any] | None = None,
-    ) -> None:
-        self._runner = runner
-        self._agent = agent
-        self._protocol = agent.protocol
-        self._always_cross_review = always_cross_review
-        self._settings = dict(settings or {})
+    def __post_init__(self) -> None:
+        self._protocol = self.agent.protocol
         self._first: dict[str, tuple[Judgment, ...]] = {}  # first judgments of labelled posts, by post id
 
     # ---- as the loop sees it --------------------------------------------------------------------------
@@ -279,20 +252,20 @@ class JudgePanel:
             return
 
         async def draw_examples() -> None:
-            await self._agent.draw_examples(labelled, self._runner)
+            await self.agent.draw_examples(labelled, self.runner)
 
-        judged = self._runner.map("labelled posts", labelled, self._judge_alone, first=draw_examples)
+        judged = self.runner.map("labelled posts", labelled, self._judge_alone, first=draw_examples)
         self._first = dict(zip(ids, judged, strict=True))
         truth = [str(post.label) for post in labelled]
         for role in self._protocol.roles:
             known = [(p, t) for p, t in zip(self._raw_probs(role, ids), truth, strict=True) if p is not None]
-            self._agent.calibrations[role] = fit_calibration(
-                [probs for probs, _ in known], [label for _, label in known], self._agent.schema.classes
+            self.agent.calibrations[role] = fit_calibration(
+                [probs for probs, _ in known], [label for _, label in known], self.agent.schema.classes
             )
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
         """Return one verdict a candidate, in order. Raises as `Runner.map`."""
-        return self._runner.map("candidates", candidates, self._verdict)
+        return self.runner.map("candidates", candidates, self._verdict)
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
         """Return each role's judgments on the labelled posts, calibrated on the others of them."""
@@ -300,7 +273,7 @@ class JudgePanel:
         ids, truth = [post.id for post in labelled], [str(post.label) for post in labelled]
         judgments: dict[str, list[Judgment]] = {}
         for place, role in enumerate(self._protocol.roles):
-            corrected = held_out(self._raw_probs(role, ids), truth, self._agent.schema.classes)
+            corrected = held_out(self._raw_probs(role, ids), truth, self.agent.schema.classes)
             judgments[role] = [
                 _recalibrated(self._first[post_id][place], probs)
                 for post_id, probs in zip(ids, corrected, strict=True)
@@ -309,23 +282,23 @@ class JudgePanel:
 
     def describe(self) -> dict[str, Any]:
         """Return protocol and settings; the model too once it was reached."""
-        reached = {role: identity._asdict() for role, identity in self._runner.reached().items()}
+        reached = {role: identity._asdict() for role, identity in self.runner.reached().items()}
         model = {"model" if role == DEFAULT else f"model of the {role}": one for role, one in reached.items()}
         return {
             "protocol": self._protocol.name,
             "simulated": False,
             "agents": [{"role": role, "source": "vlm"} for role in self._protocol.roles],
-            **self._settings,
+            **self.settings,
             **model,
         }
 
     def usage(self) -> UsageTotals:
         """Return what this process has asked and paid so far."""
-        return self._runner.usage()
+        return self.runner.usage()
 
     def identity(self) -> Identity:
         """Return the model that answers; it is reached if it was not before."""
-        return self._runner.identity()
+        return self.runner.identity()
 
     def measure(self, posts: Sequence[PostLike], stand_in: Judgment, classifier: str) -> PromptSizes:
         """Return mean prompt sizes of the calls on `posts`; no answer is asked for.
@@ -338,39 +311,39 @@ class JudgePanel:
         parts = all_queries(self._protocol, stand_in, classifier)
 
         async def sizes(post: PostLike) -> list[list[PromptSize]]:
-            prepared = await self._runner.prepare(post)
+            prepared = await self.runner.prepare(post)
             return [
                 [
-                    await self._runner.measure(asked)
+                    await self.runner.measure(asked)
                     for query in queries
-                    for asked in self._agent.prompts_of(prepared, query, stand_in.rationale)
+                    for asked in self.agent.prompts_of(prepared, query, stand_in.rationale)
                 ]
                 for queries in parts
                 if not prepared.fault
             ]
 
-        measured = self._runner.map("prompt sizes", posts, sizes)
+        measured = self.runner.map("prompt sizes", posts, sizes)
         first, review = ([size for one in measured if one for size in one[part]] for part in (0, 1))
-        calls = [sum(1 + (self._agent.label_apart and not query.argues) for query in part) for part in parts]
+        calls = [sum(1 + (self.agent.label_apart and not query.argues) for query in part) for part in parts]
         return PromptSizes(calls[0], _mean(first), calls[1], _mean(review))
 
     def close(self) -> None:
         """Let go of the server and the cache; safe to repeat."""
-        self._runner.close()
-        self._runner.cache.close()
+        self.runner.close()
+        self.runner.cache.close()
 
     # ---- on the event loop ----------------------------------------------------------------------------
 
     async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
-        prepared = await self._runner.prepare(post)
+        prepared = await self.runner.prepare(post)
         judged = await self._carried_out(self._protocol.first_round, prepared)
         last = {one.agent: one for one in judged}  # who argued before decided after
         return tuple(last[role] for role in self._protocol.roles)
 
     async def _verdict(self, candidate: Candidate) -> Verdict:
-        prepared = await self._runner.prepare(candidate.post)
+        prepared = await self.runner.prepare(candidate.post)
         first = await self._carried_out(self._protocol.first_round, prepared)
-        plan = self._protocol.cross_review(first, candidate.label, self._always_cross_review)
+        plan = self._protocol.cross_review(first, candidate.label, self.always_cross_review)
         # a verdict lists a step's judgments in the order of the roles, whoever was asked first
         again = sorted(
             await self._carried_out(plan, prepared), key=lambda one: self._protocol.roles.index(one.agent)
@@ -388,23 +361,23 @@ class JudgePanel:
         judgments: list[Judgment] = []
         for queries in plan(judgments):
             responses = await self._asked(post, queries)
-            judgments += [self._agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
+            judgments += [self.agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
         return judgments
 
     async def _asked(self, post: PreparedPost, queries: Sequence[Query]) -> list[Response]:
         """Return what comes back on queries; a label that is asked for apart, with its reasons."""
-        prompts = [self._agent.prompt(post, query) for query in queries]
-        responses = await self._runner.ask_together(prompts)
+        prompts = [self.agent.prompt(post, query) for query in queries]
+        responses = await self.runner.ask_together(prompts)
         later = {
             place: asked
             for place, (query, prompt, given) in enumerate(zip(queries, prompts, responses, strict=True))
             if not given.fault
             and not given.answer.fault
             and not query.argues
-            and (asked := self._agent.label_prompt(prompt, given.answer.rationale, given.answer.clause))
+            and (asked := self.agent.label_prompt(prompt, given.answer.rationale, given.answer.clause))
             is not None
         }
-        for place, label in zip(later, await self._runner.ask_together([*later.values()]), strict=True):
+        for place, label in zip(later, await self.runner.ask_together([*later.values()]), strict=True):
             reasons = responses[place].answer
             said = replace(
                 label.answer, rationale=reasons.rationale, clause=reasons.clause,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import add, neg
+from operator import neg
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
@@ -113,19 +113,13 @@ class UsageTotals(NamedTuple):
         """Return both together."""
         return UsageTotals(
             self.calls + other.calls, self.stored + other.stored, self.failed + other.failed,
-            Usage(*map(add, self.usage, other.usage)), self.seconds + other.seconds,
+            self.usage.plus(other.usage), self.seconds + other.seconds,
         )  # fmt: skip
 
     def minus(self, earlier: UsageTotals) -> UsageTotals:
         """Return what came since `earlier`."""
-        less = UsageTotals(
-            -earlier.calls,
-            -earlier.stored,
-            -earlier.failed,
-            Usage(*map(neg, earlier.usage)),
-            -earlier.seconds,
-        )
-        return self.plus(less)
+        calls, stored, failed, usage, seconds = earlier
+        return self.plus(UsageTotals(-calls, -stored, -failed, Usage(*map(neg, usage)), -seconds))
 
     def to_json(self) -> dict[str, Any]:
         """Return flat JSON values."""
@@ -169,21 +163,16 @@ class Account:
         self.stopped = False
         self._spent = self.cache.spent(self.run).total
 
-    def add(self, **more: int) -> None:
-        """Count `stored` or `failed` ones."""
-        changed = {name: getattr(self.totals, name) + count for name, count in more.items()}
-        self.totals = self.totals._replace(**changed)
+    def count(self, more: UsageTotals) -> None:
+        """Add to the totals."""
+        self.totals = self.totals.plus(more)
 
     def paid(self, held: int, usage: Usage, seconds: float) -> None:
         """Count an answer that came, in place of what `reserve` held back for it."""
         self._expected -= held
         self._spent += usage.total
         self._dearest = max(self._dearest, usage.prompt)
-        self.totals = self.totals._replace(
-            calls=self.totals.calls + 1,
-            usage=self.totals.usage.plus(usage),
-            seconds=self.totals.seconds + seconds,
-        )
+        self.count(UsageTotals(calls=1, usage=usage, seconds=seconds))
 
     async def reserve(self, key: str, max_tokens: int) -> int | None:
         """Hold back the tokens that a call may cost, and return them; its prompt may be as dear as any.
@@ -254,14 +243,14 @@ class MeteredClient:
         keys = cache_keys(requests, self.identity, also)
         # whichever attempt brought it: those before it could not be used and are not bought again
         if (kept := await self._stored(keys, prompt.schema)) is not None:
-            self._account.add(stored=1)
+            self._account.count(UsageTotals(stored=1))
             key, answer = kept
             return Response(answer, self.source, "", keys.index(key) + 1, key[:16])
         for attempt, (key, request) in enumerate(zip(keys, requests, strict=True)):
             answer = await self._answer(key, request, prompt, attempt)
             if not answer.fault:
                 return Response(answer, self.source, "", attempt + 1, key[:16])
-        self._account.add(failed=1)
+        self._account.count(UsageTotals(failed=1))
         fault = f"no usable answer in {attempts} attempt(s); the last was {answer.fault}"
         return Response(answer, self.source, fault, attempts)
 
@@ -291,7 +280,10 @@ class MeteredClient:
                 self._account.run, prompt.post.post.id, prompt.role, prompt.step, self.identity.model,
                 attempt, self._recorded,
             )  # fmt: skip
-            answer = await self._buy(key, request, prompt.schema, note)
+            request = await self._pictures.load(request)
+            # until it is on the disk: who is killed, or meets a full disk, loses no more than was under way
+            async with self._room:
+                answer = await self._buy(key, request, prompt.schema, note)
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error if isinstance(error, Exception) else StoppedError())
@@ -311,12 +303,6 @@ class MeteredClient:
         return completion
 
     async def _buy(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
-        request = await self._pictures.load(request)
-        # until it is on the disk: whoever is killed, or meets a full disk, loses no more than was under way
-        async with self._room:
-            return await self._bought(key, request, schema, note)
-
-    async def _bought(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
         account = self._account
         if account.stopped:
             raise StoppedError

@@ -19,12 +19,10 @@ from agents.ask.cache import (
     PATIENCE,
     SCHEMA_VERSION,
     TABLES,
-    CachedAnswer,
     ResponseCache,
     Row,
     refuse_above,
 )
-from agents.client.base import Usage
 from agents.errors import StoreError, TokenCapError
 
 _SCHEMA = f"selftrain_{SCHEMA_VERSION}"
@@ -161,20 +159,9 @@ class PostgresCache(ResponseCache):
                 for connection in connections:
                     connection.close()
 
-    @_outliving
-    def find(self, several: Sequence[Sequence[str]]) -> list[tuple[str, CachedAnswer] | None]:
-        """See `ResponseCache.find`."""
-        return super().find(several)
-
-    @_outliving
-    def discard(self, key: str, fault: str) -> None:
-        """See `ResponseCache.discard`."""
-        super().discard(key, fault)
-
-    @_outliving
-    def spent(self, run: str) -> Usage:
-        """See `ResponseCache.spent`."""
-        return super().spent(run)
+    find = _outliving(ResponseCache.find)
+    discard = _outliving(ResponseCache.discard)
+    spent = _outliving(ResponseCache.spent)
 
     @_outliving
     def write(self, rows: Sequence[Row]) -> None:

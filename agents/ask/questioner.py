@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from agents.ask.answer_schema import AnswerForm, AnswerSchema
@@ -87,34 +87,20 @@ class QuestionPrompts(PromptFiles):
     required: ClassVar[set[str]] = {"form", "words", "wording", "labels"}
 
 
+@dataclass(eq=False, repr=False)
 class Questioner:
-    """A model that answers questions about posts.
+    """A model that answers questions about posts."""
 
-    Args:
-        runner: What answers, and where answers are kept; closed here, its cache too.
-        prompts: The files, filled for the task.
-        form, rationale_chars: Of every answer, see `AnswerSchema`.
-        seed: Of the model's draws.
-        max_failed: The largest share of questions without a usable answer, in [0, 1].
-    """
+    runner: Runner  # what answers, and where answers are kept; closed here, its cache too
+    prompts: QuestionPrompts  # the files, filled for the task
+    _: KW_ONLY
+    form: AnswerForm = "reason_first"  # of every answer, see `AnswerSchema`
+    rationale_chars: int = 240  # the same
+    seed: int = 0  # of the model's draws
+    max_failed: float = 1.0  # the largest share of questions without a usable answer, in [0, 1]
 
-    def __init__(
-        self,
-        runner: Runner,
-        prompts: QuestionPrompts,
-        *,
-        form: AnswerForm = "reason_first",
-        rationale_chars: int = 240,
-        seed: int = 0,
-        max_failed: float = 1.0,
-    ) -> None:
-        self.runner = runner
-        self._prompts = prompts
-        self._form: AnswerForm = form
-        self._rationale_chars = rationale_chars
-        self._seed = seed
-        self._max_failed = max_failed
-        self._system = prompts.system(form=prompts.fill(f"form.{form}"))
+    def __post_init__(self) -> None:
+        self._system = self.prompts.system(form=self.prompts.fill(f"form.{self.form}"))
 
     def ask(self, posts: Sequence[PostQuestions]) -> list[tuple[QuestionAnswer, ...]]:
         """Return what comes back on each post, in its questions' order.
@@ -123,7 +109,7 @@ class Questioner:
             TooManyFailedError: More questions without a usable answer than tolerated; raised as soon as it
                 is clear, not after the last post. Else as `Runner.map`.
         """
-        failures = FailedQuestions(self._max_failed)
+        failures = FailedQuestions(self.max_failed)
 
         async def one(item: PostQuestions) -> tuple[QuestionAnswer, ...]:
             prepared = await self.runner.prepare(item.post)
@@ -176,15 +162,15 @@ class Questioner:
     def _schema(self, question: AgentQuestion, pictures: int) -> AnswerSchema:
         """Return the schema of an answer about a post of which `pictures` are seen."""
         offered = question.offered(pictures)
-        return AnswerSchema(offered, unsure_beside(offered), self._form, self._rationale_chars)
+        return AnswerSchema(offered, unsure_beside(offered), self.form, self.rationale_chars)
 
     def _prompt(self, post: PreparedPost, question: AgentQuestion) -> PostPrompt:
         schema = self._schema(question, len(post.pictures))
-        asked = self._prompts.about(
+        asked = self.prompts.about(
             post, f"question.{question.kind}", schema, wording=question.wording.strip()
         )
         role = f"question:{question.name}"
-        return PostPrompt(post, (self._system, asked), schema, role, seed=self._seed)
+        return PostPrompt(post, (self._system, asked), schema, role, seed=self.seed)
 
     async def _answer(self, post: PreparedPost, question: AgentQuestion) -> QuestionAnswer:
         if post.fault:  # its pictures are not there to be counted

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -42,51 +43,33 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(eq=False, repr=False)
 class Runner:
     """A model at work on many posts, used from code that knows nothing of event loops.
 
     The loop runs in a thread of its own: a notebook has a running loop already, and a signal reaches the main
     thread only, so that Ctrl-C finds it waiting, free to let the calls under way come home.
-
-    Args:
-        backend: What answers; opened at the first prompt, closed by `close`.
-        cache: Where answers are kept; closed by whoever opened it: several runners may share one.
-        run: Who pays: the resolved path of a run's folder.
-        opener: Opens image files.
-        image_side: Longest side of a picture, in pixels.
-        max_images: Most pictures of a post that are sent, in order.
-        width: Posts under way at a time, at most.
-        worth: Returns how many of them are worth it at the moment; None: all.
-        manner: How the model is asked.
-        others: Role -> another model that answers whatever is asked of that role, and how it is asked.
-        token_cap: Most tokens of the run in all its starts; None: any number.
-        progress: Shows how far the work is, or None.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        cache: ResponseCache,
-        *,
-        run: str,
-        opener: Opener,
-        image_side: int = 768,
-        max_images: int = 16,
-        width: int = 64,
-        worth: Callable[[], int] | None = None,
-        manner: Manner = USUAL,
-        others: Mapping[str, tuple[Backend, Manner]] | None = None,
-        token_cap: int | None = None,
-        progress: ShowProgress | None = None,
-    ) -> None:
-        self.cache = cache
-        self.max_images = max_images
-        self._models = {DEFAULT: (backend, manner), **(others or {})}
-        self._pictures = PictureLoader(opener, image_side)
-        self._account = Account(cache, run, token_cap)
-        self.manner = manner
-        self._width, self._worth = width, worth or (lambda: width)
-        self._progress = progress
+    backend: Backend  # what answers; opened at the first prompt, closed by `close`
+    cache: ResponseCache  # where answers are kept; closed by whoever opened it: several runners may share one
+    _: KW_ONLY
+    run: str  # who pays: the resolved path of a run's folder
+    opener: Opener  # opens image files
+    image_side: int = 768  # longest side of a picture, in pixels
+    max_images: int = 16  # most pictures of a post that are sent, in order
+    width: int = 64  # posts under way at a time, at most
+    worth: Callable[[], int] | None = None  # returns how many of them are worth it at the moment; None: all
+    manner: Manner = USUAL  # how the model is asked
+    # role -> another model that answers whatever is asked of that role, and how it is asked
+    others: Mapping[str, tuple[Backend, Manner]] = field(default_factory=dict)
+    token_cap: int | None = None  # most tokens of the run in all its starts; None: any number
+    progress: ShowProgress | None = None  # shows how far the work is
+
+    def __post_init__(self) -> None:
+        self._models = {DEFAULT: (self.backend, self.manner), **self.others}
+        self._pictures = PictureLoader(self.opener, self.image_side)
+        self._account = Account(self.cache, self.run, self.token_cap)
         self._opening = asyncio.Lock()
         self._clients: dict[str, MeteredClient] = {}
         self._begun: set[str] = set()
@@ -114,7 +97,7 @@ class Runner:
             Exception: Whatever else was the first error of an item, once those under way have ended.
             KeyboardInterrupt: After the calls under way have come home.
         """
-        show = self._progress(what, len(items)) if self._progress is not None else None
+        show = self.progress(what, len(items)) if self.progress is not None else None
         stopped = asyncio.Event()
 
         def stop() -> None:
@@ -160,7 +143,7 @@ class Runner:
                 backend, manner = self._models[place]
                 identity = await backend.open()
                 self._clients[place] = MeteredClient(
-                    backend, identity, self._account, manner, self._pictures, width=self._width
+                    backend, identity, self._account, manner, self._pictures, width=self.width
                 )
         return self._clients[place]
 
@@ -217,7 +200,7 @@ class Runner:
             nonlocal under_way
             while (
                 not stopped.is_set()
-                and under_way < min(self._width, self._worth())
+                and under_way < (self.width if self.worth is None else min(self.width, self.worth()))
                 and (index := next(waiting, None)) is not None
             ):
                 under_way += 1

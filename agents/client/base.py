@@ -1,7 +1,7 @@
 """What is asked of a model and what comes back, whatever serves it.
 
 A request is made of plain values, so that it can be shown, hashed and sent anywhere. Pictures stand in it as
-bytes with their origin: the cache (`cache_key`) sees the file that they were made of, the server the bytes.
+bytes with their origin: the cache (`cache_keys`) sees the file that they were made of, the server the bytes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import add
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -103,7 +104,7 @@ class Token(NamedTuple):
 
     text: str
     logprob: float
-    alternatives: Sequence[tuple[str, float]]
+    alternatives: Iterable[tuple[str, float]]  # as often as is asked; () where none were listed
 
 
 class Usage(NamedTuple):
@@ -121,7 +122,7 @@ class Usage(NamedTuple):
 
     def plus(self, other: Usage) -> Usage:
         """Return both together."""
-        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+        return Usage(*map(add, self, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +207,6 @@ def cache_keys(
         digest.update(f'"sampling":{_sampling_in_json(request.sampling)},"schema":{schema}}}}}'.encode())
         keys.append(digest.hexdigest())
     return keys
-
-
-def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] | None = None) -> str:
-    """Return the key of one answer, see `cache_keys`."""
-    return cache_keys([request], identity, also)[0]
 
 
 def _json(value: object) -> str:

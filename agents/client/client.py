@@ -23,7 +23,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from random import Random
 from typing import Any, Generic, TypeGuard, TypeVar
 
@@ -73,52 +73,35 @@ class Call(Generic[T]):
     avoid: Endpoint | None = None  # the endpoint that failed it last
 
 
+@dataclass(eq=False, repr=False)
 class ChatClient:
     """A `Backend` over HTTP.
-
-    Args:
-        servers: Endpoints, "http://127.0.0.1:8101", with or without /v1; at least one.
-        model: Name that must be served; "": the only one that is.
-        revision: Of the weights, as the user knows it; "": a fingerprint where they lie on this machine.
-        key_variable: Environment variable that holds the API key.
-        maximum: Most calls in flight at one endpoint, >= 1; how many are worth it is found out (`Knee`).
-        timeout: Seconds that one try may take.
-        retries: Further tries after the first, >= 0.
-        patience: Seconds that calls wait while no endpoint answers.
-        backoff: Seconds before the first retry at most; doubles with each.
-        probe_delays: Seconds between the first two probes of a lost endpoint, and the most between two.
-        seed: Of the jitter.
-        same: What endpoints must agree in besides the model: names of `Identity`'s fields.
-        on_event: Receives "retry", "down", "up", "limit" and "lacks", each with its figures.
 
     Raises:
         ServerRefusedError: An endpoint that is none, or given twice, or none at all.
     """
 
-    def __init__(
-        self,
-        servers: Sequence[str],
-        *,
-        model: str = "",
-        revision: str = "",
-        key_variable: str = "SELFTRAIN_API_KEY",
-        maximum: int = 1024,
-        timeout: float = 120.0,
-        retries: int = 4,
-        patience: float = 120.0,
-        backoff: float = 0.5,
-        probe_delays: tuple[float, float] = (0.5, 10.0),
-        seed: int = 0,
-        same: Collection[str] = (),
-        on_event: OnEvent | None = None,
-    ) -> None:
-        self._urls = [plain_endpoint(text) for text in servers]
+    servers: Sequence[str]  # endpoints, "http://127.0.0.1:8101", with or without /v1; at least one
+    _: KW_ONLY
+    model: str = ""  # name that must be served; "": the only one that is
+    revision: str = ""  # of the weights, as the user knows it; "": a fingerprint where they lie here
+    key_variable: str = "SELFTRAIN_API_KEY"  # environment variable that holds the API key
+    maximum: int = 1024  # most calls in flight at one endpoint, >= 1; how many are worth it is found (`Knee`)
+    timeout: float = 120.0  # seconds that one try may take
+    retries: int = 4  # further tries after the first, >= 0
+    patience: float = 120.0  # seconds that calls wait while no endpoint answers
+    backoff: float = 0.5  # seconds before the first retry at most; doubles with each
+    # seconds between the first two probes of a lost endpoint, and the most between two
+    probe_delays: tuple[float, float] = (0.5, 10.0)
+    seed: int = 0  # of the jitter
+    same: Collection[str] = ()  # what endpoints must agree in besides the model: names of `Identity`'s fields
+    on_event: OnEvent | None = None  # receives "retry", "down", "up", "limit" and "lacks", with their figures
+
+    def __post_init__(self) -> None:
+        self._urls = [plain_endpoint(text) for text in self.servers]
         if not self._urls or len(set(self._urls)) < len(self._urls):
             raise ServerRefusedError(f"the endpoints {self._urls}: expected one or more, each once")
-        self._model, self._revision, self._key_variable = model, revision, key_variable
-        self._maximum, self._timeout, self._retries = maximum, timeout, retries
-        self._patience, self._backoff, self._probe_delays = patience, backoff, probe_delays
-        self._random, self._same, self._on_event = Random(seed), same, on_event
+        self._random = Random(self.seed)
         self.dialect = EVERYTHING  # what the servers understand, as far as is known
         self._fleet: Fleet | None = None
         self._identity: Identity | None = None
@@ -137,12 +120,12 @@ class ChatClient:
         """
         if self._fleet is not None or self._closed:
             raise RuntimeError("a chat client is opened once")
-        key, number = Key(self._key_variable), len(self._urls)
-        most = max(1, min(self._maximum, open_connections(self._maximum * number) // number))
+        key, number = Key(self.key_variable), len(self._urls)
+        most = max(1, min(self.maximum, open_connections(self.maximum * number) // number))
         self._fleet = Fleet(
-            [Endpoint(url, key, most, self._timeout) for url in self._urls], self._report,
-            model=self._model, revision=self._revision, same=self._same, patience=self._patience,
-            probe_delays=self._probe_delays, probe_seconds=min(self._timeout, PROBE_SECONDS),
+            tuple(Endpoint(url, key, most, self.timeout) for url in self._urls), self._report,
+            model=self.model, revision=self.revision, same=self.same, patience=self.patience,
+            probe_delays=self.probe_delays, probe_seconds=min(self.timeout, PROBE_SECONDS),
         )  # fmt: skip
         try:
             self._identity = await self._fleet.open()
@@ -195,7 +178,7 @@ class ChatClient:
 
     def width(self) -> int:
         """Return some more than the calls that may be in flight: for every free place there is one."""
-        limits = [one.limiter.limit for one in self.endpoints] or [min(START, self._maximum)]
+        limits = [one.limiter.limit for one in self.endpoints] or [min(START, self.maximum)]
         return sum(limits) + sum(limits) // 4
 
     async def close(self) -> None:
@@ -240,7 +223,7 @@ class ChatClient:
         end = asyncio.timeout(None)
         self._calls.add(end)
         self._idle.clear()
-        retries = self._retries if call.retries is None else min(call.retries, self._retries)
+        retries = self.retries if call.retries is None else min(call.retries, self.retries)
         try:
             async with end:
                 outcome = await self._attempt(call)
@@ -295,8 +278,8 @@ class ChatClient:
 
     async def _pause(self, failure: Failure, retry: int, retries: int) -> None:
         """Wait before a retry: exponential back-off with full jitter, after what the server asks for."""
-        longest = min(LONGEST_BACKOFF, self._backoff * 2.0**retry)
-        wait = self._random.uniform(0.0, longest) + min(failure.wait or 0.0, self._patience)
+        longest = min(LONGEST_BACKOFF, self.backoff * 2.0**retry)
+        wait = self._random.uniform(0.0, longest) + min(failure.wait or 0.0, self.patience)
         figures = {"reason": failure.reason, "retry": retry + 1, "of": retries, "wait": wait}
         self._report("retry", figures)
         await asyncio.sleep(wait)
@@ -306,18 +289,16 @@ class ChatClient:
             return CallFailedError(f"no answer in {retries + 1} tries; the last: {failure.reason}")
         # Ray Serve LLM's path of this name counts no conversations, and says so in the words of a bad request
         uncounted = failure.status in (404, 405) or _NO_CONVERSATIONS in failure.reason
-        if failure.kind == "request" and not (call.path == "/tokenize" and uncounted):
-            return RequestRefusedError(failure.reason)
         if call.path == "/tokenize" and uncounted:
             return ServerRefusedError(f"{failure.reason}. {TOKENIZE_ABSENT}")
-        return ServerRefusedError(failure.reason)
+        return (RequestRefusedError if failure.kind == "request" else ServerRefusedError)(failure.reason)
 
     def _report(self, event: str, figures: Mapping[str, Any]) -> None:
         """Pass an event on. A hook that fails must not fail the call, or the probe, that it is about."""
-        if self._on_event is None:
+        if self.on_event is None:
             return
         try:
-            self._on_event(event, figures)
+            self.on_event(event, figures)
         except Exception:
             logger.exception("on_event failed at %r", event)
 

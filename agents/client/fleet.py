@@ -12,7 +12,8 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from agents.client.base import Identity
@@ -30,34 +31,21 @@ _LISTED = 20  # names of models in a message
 FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja")
 
 
-SAME = ("model", "root", "base")
-
-
+@dataclass(eq=False, repr=False)
 class Fleet:
-    """The endpoints of one client, one at least; what is not explained here is as for `ChatClient`.
+    """The endpoints of one client; what is not explained here is as for `ChatClient`."""
 
-    Args:
-        endpoints: Open.
-        on_event: Receives "down" and "up".
-        probe_seconds: How long an answer to a probe may take.
-    """
+    all: tuple[Endpoint, ...]  # open; one at least
+    on_event: OnEvent  # receives "down" and "up"
+    _: KW_ONLY
+    model: str = ""
+    revision: str = ""
+    same: Collection[str] = ()
+    patience: float = 120.0
+    probe_delays: tuple[float, float] = (0.5, 10.0)
+    probe_seconds: float = PROBE_SECONDS  # that an answer to a probe may take
 
-    def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        on_event: OnEvent,
-        *,
-        model: str = "",
-        revision: str = "",
-        same: Collection[str] = (),
-        patience: float = 120.0,
-        probe_delays: tuple[float, float] = (0.5, 10.0),
-        probe_seconds: float = PROBE_SECONDS,
-    ) -> None:
-        self.all = tuple(endpoints)
-        self._on_event, self._model, self._revision = on_event, model, revision
-        self._same = (*SAME, *same)
-        self._patience, self._delays, self._probe_seconds = patience, probe_delays, probe_seconds
+    def __post_init__(self) -> None:
         self._any_up = asyncio.Event()
         self._none_up_since = 0.0
         self._identity: Identity | None = None
@@ -72,14 +60,14 @@ class Fleet:
             ServerRefusedError: An endpoint refuses us or does not serve the model, or two differ.
             ServerLostError: None answered within the patience.
         """
-        deadline, (delay, longest) = now() + self._patience, self._delays
+        deadline, (delay, longest) = now() + self.patience, self.probe_delays
         while not (answered := await self._ask_all()):
             if (left := deadline - now()) <= 0:
                 raise self._lost()
             await asyncio.sleep(min(delay, left))
             delay = min(2 * delay, longest)
-        agreed = _agree({endpoint.url: one for endpoint, one in answered.items()}, self._same)
-        self._identity = identify(agreed, self._revision)
+        agreed = _agree({endpoint.url: one for endpoint, one in answered.items()}, self.same)
+        self._identity = identify(agreed, self.revision)
         for endpoint in self.all:
             if endpoint in answered:
                 self.mark_up(endpoint)
@@ -104,7 +92,7 @@ class Fleet:
                 if affinity:
                     return max(others, key=lambda endpoint: rendezvous(affinity, endpoint.url))
                 return min(others, key=lambda endpoint: endpoint.load)
-            left = self._none_up_since + self._patience - now()
+            left = self._none_up_since + self.patience - now()
             if left <= 0:
                 raise self._lost()
             with contextlib.suppress(TimeoutError):
@@ -113,7 +101,7 @@ class Fleet:
 
     def mark_up(self, endpoint: Endpoint) -> None:
         """Send calls to `endpoint`, which answers."""
-        self._on_event("up", {"endpoint": endpoint.url, "seconds": now() - endpoint.since})
+        self.on_event("up", {"endpoint": endpoint.url, "seconds": now() - endpoint.since})
         endpoint.up, endpoint.reason, endpoint.since = True, "", now()
         endpoint.times_up += 1
         self._any_up.set()
@@ -126,7 +114,7 @@ class Fleet:
             if not any(other.up for other in self.all):
                 self._any_up.clear()
                 self._none_up_since = endpoint.since
-            self._on_event("down", {"endpoint": endpoint.url, "reason": reason})
+            self.on_event("down", {"endpoint": endpoint.url, "reason": reason})
         self._probe(endpoint)
 
     async def close(self) -> None:
@@ -142,7 +130,7 @@ class Fleet:
     def _lost(self) -> ServerLostError:
         listed = "; ".join(endpoint.reason or endpoint.url for endpoint in self.all)
         return ServerLostError(
-            f"no model server has answered for {self._patience:g} s ({listed}). What was paid for is kept: "
+            f"no model server has answered for {self.patience:g} s ({listed}). What was paid for is kept: "
             "start the server again and give the same command, it goes on where it stopped"
         )
 
@@ -160,7 +148,7 @@ class Fleet:
                 answered[endpoint] = answer
                 continue
             if not endpoint.reason:  # whoever waits wants to know for what, once
-                self._on_event("down", {"endpoint": endpoint.url, "reason": answer})
+                self.on_event("down", {"endpoint": endpoint.url, "reason": answer})
             endpoint.reason = answer
         return answered
 
@@ -171,7 +159,7 @@ class Fleet:
 
     async def _revive(self, endpoint: Endpoint) -> None:
         """Probe until all is well. The first probe comes at once: a single failed call often means little."""
-        delay, longest = self._delays
+        delay, longest = self.probe_delays
         while (reason := await self._unfit(endpoint)) is not None:
             endpoint.reason = reason
             endpoint.give_up()
@@ -194,8 +182,8 @@ class Fleet:
         else:
             if isinstance(served, str):
                 return served
-            alike = _alike(served, self._identity, self._same)
-            if alike and identify(served, self._revision).revision == self._identity.revision:
+            alike = _alike(served, self._identity, self.same)
+            if alike and identify(served, self.revision).revision == self._identity.revision:
                 return None
             reason = f"{endpoint.url} came back with {served}, but {self._identity} is in use"
             if alike:
@@ -214,8 +202,8 @@ class Fleet:
         models = await self._get(endpoint, "/v1/models")
         if isinstance(models, Failure):
             # a gateway may list nothing and answer nevertheless: the first call will tell
-            if models.status in (404, 405) and self._model:
-                return Identity(self._model, self._model, "", "", UNKNOWN_SERVER, 0)
+            if models.status in (404, 405) and self.model:
+                return Identity(self.model, self.model, "", "", UNKNOWN_SERVER, 0)
             if models.kind in ("us", "request"):
                 raise ServerRefusedError(models.reason)
             return models.reason
@@ -230,7 +218,7 @@ class Fleet:
                 return version.reason
         body = None if isinstance(version, Failure) else version
         try:
-            served = read_served(endpoint.url, models, body, self._model)
+            served = read_served(endpoint.url, models, body, self.model)
         except BrokenAnswerError as error:
             return endpoint.key.clean(f"{endpoint.url}: {error}")
         if served.server.startswith("vllm"):
@@ -238,7 +226,7 @@ class Fleet:
         return served
 
     async def _get(self, endpoint: Endpoint, path: str) -> bytes | Failure:
-        return await endpoint.exchange(path, seconds=self._probe_seconds)
+        return await endpoint.exchange(path, seconds=self.probe_seconds)
 
 
 def rendezvous(affinity: str, url: str) -> bytes:
@@ -331,7 +319,8 @@ def fingerprint(root: str) -> str:
 
 
 def _alike(one: Identity, other: Identity, fields: Collection[str]) -> bool:
-    return all(getattr(one, name) == getattr(other, name) for name in fields)
+    """Return whether two servers serve the same, which `fields` say more of."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("model", "root", "base", *fields))
 
 
 def _agree(served: Mapping[str, Identity], fields: Collection[str]) -> Identity:

@@ -131,7 +131,7 @@ class _Written(_Alternative, gc=False):
         return Token(text, self.logprob, _Alternatives(self, text, decode))
 
 
-class _Alternatives(Sequence[tuple[str, float]]):
+class _Alternatives:
     """The likeliest tokens in a place, read when they are looked at: of most places they never are."""
 
     __slots__ = ("_decode", "_text", "_written")
@@ -139,32 +139,14 @@ class _Alternatives(Sequence[tuple[str, float]]):
     def __init__(self, written: _Written, text: str, decode: Callable[[str], str] | None) -> None:
         self._written, self._text, self._decode = written, text, decode
 
-    def _read(self) -> list[tuple[str, float]]:
+    def __iter__(self) -> Iterator[tuple[str, float]]:  # the token itself is always one of them
         listed, decode = self._written.top_logprobs or (), self._decode
         likely = [(one.token, one.logprob) for one in listed if one.logprob > IMPOSSIBLE]
         if decode is not None:
             likely = [(decode(one), value) for one, value in likely]
         if all(one != self._text for one, _ in likely):
             likely.append((self._text, self._written.logprob))  # from further down than the list reaches
-        return likely
-
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-    def __bool__(self) -> bool:
-        return True  # the token itself is always one of them
-
-    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 -- an index or a slice
-        return self._read()[place]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self._read() == [*other]
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._read()))
+        return iter(likely)
 
 
 class _LogProbs(Struct):

@@ -14,7 +14,8 @@ cross-review too: an echo would not be a second look.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,42 +35,31 @@ CERTAIN = 0.95
 """Probabilities of others are cut here: one voice must not silence the others."""
 
 
+@dataclass(eq=False, repr=False)
 class OfflineAgent:
     """One role that judges by what the labelled posts showed.
 
-    Args:
-        role: "reviewer" or "user".
-        views: What it looks at.
-        classes: Class names, K >= 2.
-        margin: Abstain when the log-odds of the best class over the second are below this, >= 0.
-        prior: Share of the labelled posts' class log-prior that counts, in [0, 1].
-        weight_other: Share of the other agent's log-odds taken over in cross-review, in [0, 1].
-        weight_classifier: The same for the classifier's.
-        seed: Draws the folds.
+    Raises:
+        LearningError: A class that is named twice, or fewer than two.
     """
 
-    simulated = False
+    role: str  # "reviewer" or "user"
+    views: Sequence[View]  # what it looks at
+    classes: Sequence[str]  # class names, K >= 2
+    _: KW_ONLY
+    margin: float = MARGIN  # abstain when the log-odds of the best class over the second are below this, >= 0
+    prior: float = 1.0  # share of the labelled posts' class log-prior that counts, in [0, 1]
+    weight_other: float = WEIGHT_OTHER  # share of the other's log-odds taken over in cross-review, in [0, 1]
+    weight_classifier: float = WEIGHT_CLASSIFIER  # the same of the classifier's
+    seed: int = 0  # draws the folds
 
-    def __init__(
-        self,
-        role: str,
-        views: Sequence[View],
-        classes: Sequence[str],
-        *,
-        margin: float = MARGIN,
-        prior: float = 1.0,
-        weight_other: float = WEIGHT_OTHER,
-        weight_classifier: float = WEIGHT_CLASSIFIER,
-        seed: int = 0,
-    ) -> None:
-        if len(set(classes)) != len(classes) or len(classes) < 2:
-            raise LearningError(f"classes {list(classes)}: expected two or more different names")
-        self.role = role
-        self.source = "offline:" + "+".join(view.name.replace(" ", "-") for view in views)
-        self._views, self._classes = list(views), list(classes)
-        self._margin, self._seed = margin, seed
-        self._weight_other, self._weight_classifier = weight_other, weight_classifier
-        self._prior_share = prior
+    simulated: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._classes = list(self.classes)
+        if len(set(self._classes)) != len(self._classes) or len(self._classes) < 2:
+            raise LearningError(f"classes {self._classes}: expected two or more different names")
+        self.source = "offline:" + "+".join(view.name.replace(" ", "-") for view in self.views)
         self._prior: Floats | None = None
         self._recalled: dict[str, Floats] = {}
 
@@ -98,12 +88,12 @@ class OfflineAgent:
             targets=np.concatenate([np.eye(len(self._classes))[labels], self._soft(accepted)]),
             labels=labels,
             pool=pool[:: 1 + len(pool) // MOST_OF_POOL],
-            folds=_folds(labels, FOLDS if len(accepted) < LARGE else FOLDS_LARGE, self._seed),
+            folds=_folds(labels, FOLDS if len(accepted) < LARGE else FOLDS_LARGE, self.seed),
         )
-        evidence = sum((view.fit(lesson) for view in self._views), np.zeros((len(labels), len(counts))))
+        evidence = sum((view.fit(lesson) for view in self.views), np.zeros((len(labels), len(counts))))
         self._recalled = {post.id: row for post, row in zip(labelled, evidence, strict=True)}
         prior = np.log(counts / counts.sum())
-        self._prior = self._prior_share * (prior - prior.mean())
+        self._prior = self.prior * (prior - prior.mean())
 
     def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
         """Return a judgment of step 0 on each post.
@@ -114,10 +104,10 @@ class OfflineAgent:
         prior = self._fitted_prior()
         if not posts:
             return []
-        findings = [view.look(posts) for view in self._views]
+        findings = [view.look(posts) for view in self.views]
         # centred over classes
         log_odds = sum((one.evidence for one in findings[1:]), findings[0].evidence) + prior
-        findings = [view.look(posts, log_odds.argmax(axis=1)) for view in self._views]
+        findings = [view.look(posts, log_odds.argmax(axis=1)) for view in self.views]
         knowing = [[(one, i) for one in findings if one.known[i]] for i in range(len(posts))]
         return [self._first(row, bool(those), those) for row, those in zip(log_odds, knowing, strict=True)]
 
@@ -148,11 +138,11 @@ class OfflineAgent:
             "role": self.role,
             "source": self.source,
             "simulated": False,
-            "margin": self._margin,
-            "prior": self._prior_share,
-            "weight_other": self._weight_other,
-            "weight_classifier": self._weight_classifier,
-            "seed": self._seed,
+            "margin": self.margin,
+            "prior": self.prior,
+            "weight_other": self.weight_other,
+            "weight_classifier": self.weight_classifier,
+            "seed": self.seed,
         }
 
     # ---- learning ----------------------------------------------------------------------------------------
@@ -202,15 +192,15 @@ class OfflineAgent:
         if own.state is State.FAILED or mine is None or not own.details.get("known", False):
             reason = "Stays without an opinion: its views know nothing of this post."
             return self._judgment(1, None, None, reason, dict(own.details))
-        log_odds = np.array([float(mine[name]) for name in self._classes])
         shares = {
-            "own": log_odds,
-            other.agent: self._weight_other * self._log_odds_of(other.label, other.probability),
-            "classifier": self._weight_classifier * self._log_odds_of(candidate.label, candidate.probability),
+            "own": np.array([float(mine[name]) for name in self._classes]),
+            other.agent: self.weight_other * self._log_odds_of(other.label, other.probability),
+            "classifier": self.weight_classifier * self._log_odds_of(candidate.label, candidate.probability),
         }
-        label, probability = self._decide(sum(shares.values(), np.zeros(len(log_odds))))
+        log_odds = sum(shares.values(), np.zeros(len(self._classes)))
+        label, probability = self._decide(log_odds)
         details = {
-            "log_odds": self._named(sum(shares.values(), np.zeros(len(log_odds)))),
+            "log_odds": self._named(log_odds),
             "known": True,
             "before": own.label,
             "shares": {who: self._named(share) for who, share in shares.items()},
@@ -234,7 +224,7 @@ class OfflineAgent:
     def _decide(self, log_odds: Floats) -> tuple[str | None, float | None]:
         """Return the best class and its probability, or nothing when the second is within the margin."""
         best, second = np.argsort(-log_odds, kind="stable")[:2]
-        if log_odds[best] - log_odds[second] <= self._margin:
+        if log_odds[best] - log_odds[second] <= self.margin:
             return None, None
         mass = np.exp(log_odds - log_odds.max())
         return self._classes[int(best)], float(mass[best] / mass.sum())
@@ -260,29 +250,23 @@ def offline_agents(
     classes: Sequence[str],
     *,
     image_vectors: ImageVectors | None = None,
-    margin: float = MARGIN,
-    prior: float = 1.0,
-    weight_other: float = WEIGHT_OTHER,
-    weight_classifier: float = WEIGHT_CLASSIFIER,
     seed: int = 0,
 ) -> tuple[OfflineAgent, OfflineAgent]:
-    """Build Reviewer and User.
+    """Build Reviewer and User, each with views of its own and the usual shares.
 
     Args:
         classes: Class names, in any fixed order.
         image_vectors: Posts to rows [B, I], zeros where a post has no image; None looks at texts only.
-        margin, prior, weight_other, weight_classifier, seed: As `OfflineAgent`.
+        seed: As `OfflineAgent`.
     """
     reviewer: list[View] = [TextView(WordNgrams(), temper=1.0)]
     user: list[View] = [TextView(CharacterNgrams(), temper=0.2)]
     if image_vectors is not None:
         reviewer.append(ImageView(image_vectors, "neighbours"))
         user.append(ImageView(image_vectors, "centroid"))
-    shared = {"margin": margin, "prior": prior}
-    weights = {"weight_other": weight_other, "weight_classifier": weight_classifier}
     return (
-        OfflineAgent("reviewer", reviewer, classes, seed=seed, **shared, **weights),
-        OfflineAgent("user", user, classes, seed=seed, **shared, **weights),
+        OfflineAgent("reviewer", reviewer, classes, seed=seed),
+        OfflineAgent("user", user, classes, seed=seed),
     )
 
 

@@ -36,6 +36,7 @@ MAX_CHARACTERS = 20_000
 SMOOTHING_RATIO = 0.3
 SMOOTHING_EM = 0.1
 EM_ITERATIONS = 3
+EM_SHARE = 0.5  # of the EM part in the sum, where NB-SVM counts 1
 REGULARISATION = 10.0
 
 _NOISE = re.compile(r"https?://\S+|www\.\S+|@\w+|\brt\b|#")
@@ -164,43 +165,34 @@ class CharacterNgrams:
         """Return hashes [M], their texts [M], their words [M], and the text of each word."""
         joined = "".join(f"\0 {text} " for text in texts) + "\0"
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-        edge, space = codes == 0, codes == ord(" ")
+        edge = codes == 0
+        outside = edge | (codes == ord(" "))  # of any word
         owner = np.cumsum(edge) - 1
-        begins = ~(space | edge)
-        begins[1:] &= (space | edge)[:-1]
+        begins = ~outside
+        begins[1:] &= outside[:-1]
         word_at = np.cumsum(begins) - 1
         hashes, places = [], []
         for size in self.sizes:
-            count = len(codes) - size + 1
-            if count <= 0:
-                continue
+            count = len(codes) - size + 1  # 0 at least: of an empty text four characters stand there
             value = np.full(count, size, np.uint64)
             usable = ~(edge[:count] | edge[size - 1 :])
             for offset in range(size):
                 value = value * _MULTIPLIER + (codes[offset : offset + count] + np.uint64(1))
                 if 0 < offset < size - 1:  # a space may stand only first or last
-                    usable &= _inside_word(space, edge, offset, count)
+                    usable &= ~outside[offset : offset + count]
             place = np.flatnonzero(usable)
             hashes.append(value[place])
             places.append(place)
-        place = np.concatenate(places) if places else np.empty(0, np.int64)
-        value = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        place = np.concatenate(places)
         # the second character lies inside the word, wherever the first one stands
-        return value, owner[place], word_at[place + 1], owner[begins]
-
-
-def _inside_word(
-    space: npt.NDArray[np.bool_], edge: npt.NDArray[np.bool_], offset: int, count: int
-) -> npt.NDArray[np.bool_]:
-    """Return True where the character at `offset` of a window lies within a word."""
-    return ~(space[offset : offset + count] | edge[offset : offset + count])
+        return np.concatenate(hashes), owner[place], word_at[place + 1], owner[begins]
 
 
 # ---- the linear model -----------------------------------------------------------------------------------
 
 
 def fit_weights(
-    labelled: Sparse, targets: Floats, unlabelled: Sparse, *, temper: float, em_share: float
+    labelled: Sparse, targets: Floats, unlabelled: Sparse, *, temper: float
 ) -> tuple[Floats, Floats]:
     """Return weights [F, K] and biases [K] of class scores; a row of scores sums to zero.
 
@@ -209,15 +201,14 @@ def fit_weights(
         targets: [B, K] weight of each class for each post; a row's sum is the post's weight.
         unlabelled: Binary rows [U, F] of the pool; may be empty.
         temper: Scales the log-likelihoods of EM: n-grams that overlap count the same evidence many times.
-        em_share: Weight of the EM part in the sum, where NB-SVM counts 1.
     """
     weights, bias = _nb_svm(labelled, targets)
     reference = unlabelled if unlabelled.shape[0] else labelled
     scale = _spread(reference @ weights + bias)
     weights, bias = weights / scale, bias / scale
-    if unlabelled.shape[0] and em_share:
+    if unlabelled.shape[0]:
         em = _naive_bayes_em(labelled, targets, unlabelled, temper)
-        em *= em_share / _spread(unlabelled @ em)
+        em *= EM_SHARE / _spread(unlabelled @ em)
         weights = weights + em
     return weights, bias
 

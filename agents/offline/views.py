@@ -29,7 +29,6 @@ TEMPERATURE = 0.05
 FEWEST = 4
 """Fewer labelled images than this a class say nothing of the classes."""
 
-EM_SHARE = 0.5
 WORDS_TOLD = 3
 NEIGHBOURS_TOLD = 2
 _LONGEST_TOLD = 30
@@ -99,17 +98,10 @@ class View(Protocol):
 class Calibrator:
     """Multinomial logistic regression on class scores (Platt's scaling when there are two classes)."""
 
-    def __init__(self, scores: Floats, labels: npt.NDArray[np.int64], classes: int) -> None:
-        """Fit on out-of-fold `scores` [B, K] and class indices `labels` [B], every class present.
-
-        Raises:
-            ValueError: A class without a post.
-        """
+    def __init__(self, scores: Floats, labels: npt.NDArray[np.int64]) -> None:
+        """Fit on out-of-fold `scores` [B, K] and class indices `labels` [B], each of which is there."""
         from sklearn.linear_model import LogisticRegression
 
-        counts = np.bincount(labels, minlength=classes)
-        if not counts.all():
-            raise ValueError(f"posts a class: {counts.tolist()}; each class needs one")
         self._scale = float(np.abs(scores).mean()) or 1.0
         # balanced: what comes out is evidence, which several views can add up without counting a prior twice
         self._model = LogisticRegression(C=1.0, class_weight="balanced")
@@ -137,10 +129,10 @@ class TextView:
     same texts up again, so only the weights are computed anew.
     """
 
-    def __init__(self, ngrams: Ngrams, *, temper: float, em_share: float = EM_SHARE) -> None:
+    def __init__(self, ngrams: Ngrams, *, temper: float) -> None:
         self.name = ngrams.name
         self._ngrams = ngrams
-        self._fit = partial(fit_weights, temper=temper, em_share=em_share)
+        self._fit = partial(fit_weights, temper=temper)
         self._corpus: Sparse = None
         self._row_of: dict[str, int] = {}
         self._weights: Floats | None = None
@@ -152,16 +144,15 @@ class TextView:
         learned, pool = self._rows(lesson.posts), self._rows(lesson.pool)
         count = len(lesson.labels)
         scores = self._out_of_fold(lesson, learned, pool)
-        classes = lesson.targets.shape[1]
         known = learned[:count].getnnz(axis=1) > 0
-        if not np.bincount(lesson.labels[known], minlength=classes).all():
-            known = np.ones(count, np.bool_)  # scores all alike: it will say nothing
-        self._calibrator = Calibrator(scores[known], lesson.labels[known], classes)
+        # where a class has no such post, scores are all alike: it will say nothing
+        taught = known if len(np.unique(lesson.labels[known])) == lesson.targets.shape[1] else slice(None)
+        self._calibrator = Calibrator(scores[taught], lesson.labels[taught])
         self._weights, self._bias = self._fit(learned, lesson.targets, pool)
         self._posts, self._labels = list(lesson.posts[:count]), lesson.labels
         self._labelled, self._rarity = learned[:count], _rarity(learned, pool)
         evidence = self._calibrator.evidence(scores)
-        evidence[learned[:count].getnnz(axis=1) == 0] = 0.0
+        evidence[~known] = 0.0
         return evidence
 
     def look(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64] | None = None) -> Finding:
@@ -292,7 +283,7 @@ class ImageView:
         self._posts = [lesson.posts[i] for i in labelled]
         self._labels = lesson.labels[labelled]
         scores = self._scores(self._known[: len(labelled)], leave_out=True)
-        self._calibrator = Calibrator(scores, self._labels, classes)
+        self._calibrator = Calibrator(scores, self._labels)
         evidence = np.zeros((count, classes))
         evidence[labelled] = self._calibrator.evidence(scores)
         return evidence

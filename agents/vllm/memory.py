@@ -8,22 +8,18 @@ tests/unit/agents/test_serving_memory.py.
 
 from __future__ import annotations
 
+PICTURE = 752
+"""Tokens of a picture: the most among the models of docs/agents.md."""
+_WORDS = 4000 // 2 + 6000 // 3 + 600
+"""Tokens of the words around: 4,000 characters of a post (`vlm.text_chars`) at two a token, 6,000 of policy,
+classes and roles at three, and two earlier judgments with the answer."""
 
-def prompt_tokens(
-    pictures: int, *, picture: int = 752, text_chars: int = 4000, policy_chars: int = 6000, answer: int = 600
-) -> int:
-    """Return what a prompt of ours may take with its answer, at two characters a token for the post.
 
-    Args:
-        pictures: Of one post, as many as are sent.
-        picture: Tokens of each.
-        text_chars: Of the post (`vlm.text_chars`).
-        policy_chars: Of policy, classes and roles, at three a token.
-        answer: Tokens of two earlier judgments and the answer.
-    """
-    return pictures * picture + text_chars // 2 + policy_chars // 3 + answer
+def prompt_tokens(pictures: int, picture: int = PICTURE) -> int:
+    """Return what a prompt of ours may take with its answer, given its pictures and the tokens of each."""
+    return pictures * picture + _WORDS
 
 
 def pictures_that_fit(context: int) -> int:
     """Return how many pictures a prompt of ours may hold in a context."""
-    return max(0, (context - prompt_tokens(0)) // 752)
+    return max(0, (context - _WORDS) // PICTURE)

@@ -101,18 +101,18 @@ def ended(*children):
 def test_what_is_put_is_got_back_as_from_a_file(url):
     text = "\u2028 \U0001f600 '; DROP TABLE responses; %s ? \\"
     with closing(PostgresCache(url)) as store:
-        store.put("a", paid(text), NOTE)
-        store.put("a", paid("second"), NOTE)
-        store.put("nul", paid("a\0b"), NOTE)
+        store.write([kept_row("a", paid(text), NOTE)])
+        store.write([kept_row("a", paid("second"), NOTE)])
+        store.write([kept_row("nul", paid("a\0b"), NOTE)])
         store.write([unusable_row("cut off", Usage(5, 0, 0, 5), 0.1, NOTE)])
     with closing(PostgresCache(url)) as store:
-        assert store.get("none", "a") == ("a", paid(text))
-        assert store.get("nul")[1].text == "a\ufffdb"
+        assert store.find([["none", "a"]])[0] == ("a", paid(text))
+        assert store.find([["nul"]])[0][1].text == "a\ufffdb"
         assert store.spent("run") == Usage(35, 12, 6, 14)  # the second answer was paid for too
         assert store.spent("other") == Usage()
         with closing(psycopg.connect(url, autocommit=True)) as other:
             other.execute("UPDATE selftrain_3.responses SET text = 'else' WHERE cache_key = 'a'")
-        assert store.get("a") is None
+        assert store.find([["a"]])[0] is None
         assert store.spent("run") == Usage(35, 12, 6, 14)
 
 
@@ -128,7 +128,7 @@ def test_processes_buy_no_answer_twice(url, tmp_path):
 
 def test_a_cap_holds_over_all_processes(url, tmp_path):
     with closing(PostgresCache(url)) as store:  # so that a prompt's tokens are known
-        store.put("before", CachedAnswer({}, "", "stop", Usage(100, 0, 0, 20), 0.1), NOTE)
+        store.write([kept_row("before", CachedAnswer({}, "", "stop", Usage(100, 0, 0, 20), 0.1), NOTE)])
     cap = 33 * A_CALL + 7
     found = ended(*(buying(url, tmp_path / "calls", cap) for _ in range(3)))
     assert all(f"of at most {cap:,} are spent" in one["end"] for one in found)
@@ -158,8 +158,8 @@ def test_a_server_that_is_started_anew_is_waited_for(url, server):
     with closing(PostgresCache(url)) as store:
         assert store.claim("run", None, {"a": 9}) == {"a": True}
         server.control("restart")
-        store.put("a", paid(), NOTE)
-        assert store.get("a") == ("a", paid())
+        store.write([kept_row("a", paid(), NOTE)])
+        assert store.find([["a"]])[0] == ("a", paid())
         server.control("restart")
         assert store.claim("run", None, {"a": 9, "b": 9}) == {"a": False, "b": True}
         with closing(PostgresCache(url)) as other:  # the claim outlived the connection it was made on
@@ -169,7 +169,7 @@ def test_a_server_that_is_started_anew_is_waited_for(url, server):
 def test_an_answer_whose_asker_was_cancelled_is_kept_here_too(url):
     with closing(PostgresCache(url)) as store:
         keep_for_nobody(store, [kept_row(name, paid(), NOTE) for name in "ab"])
-        assert [store.get(key) is not None for key in "ab"] == [True, True]
+        assert [store.find([[key]])[0] is not None for key in "ab"] == [True, True]
 
 
 def test_a_run_in_another_folder_pays_for_nothing_that_the_database_has(url, tmp_path, monkeypatch):

@@ -338,7 +338,7 @@ def test_busy_is_relative_to_the_limit():
     async def scenario():
         key = Key("NO_SUCH_VARIABLE")
         both = [Endpoint("http://127.0.0.1:1", key, 8, 1.0), Endpoint("http://127.0.0.1:2", key, 2, 1.0)]
-        fleet = Fleet(both, lambda name, figures: None)
+        fleet = Fleet(tuple(both), lambda name, figures: None)
         for one in both:
             fleet.mark_up(one)
         taken = []

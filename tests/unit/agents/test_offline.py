@@ -10,7 +10,8 @@ from agents.errors import LearningError, NotFittedError
 from agents.judgment import Accepted, Candidate, Judgment, State
 from agents.offline import offline_agent
 from agents.offline.offline_agent import OfflineAgent, offline_agents
-from agents.offline.views import ImageView
+from agents.offline.text_model import CharacterNgrams, WordNgrams
+from agents.offline.views import ImageView, TextView
 from agents.panel import CrossReview
 from agents.trust import trust
 
@@ -181,8 +182,13 @@ def test_rationale_names_words_and_posts_that_are_there(panel, posts):
         assert near["id"] in judgment.rationale
 
 
+def reviewer(**shares):
+    """The Reviewer of texts, with other shares than `offline_agents` gives it."""
+    return OfflineAgent("reviewer", [TextView(WordNgrams(), temper=1.0)], CLASSES, **shares)
+
+
 def test_reconsidering_says_what_moved_it(posts):
-    agent = offline_agents(CLASSES, margin=0.0, weight_other=1.0, weight_classifier=1.0)[0]
+    agent = reviewer(margin=0.0, weight_other=1.0, weight_classifier=1.0)
     agent.fit(posts[0], pool=posts[1])
     post = Post("x", "rose iron")
     (own,) = agent.judge([post])
@@ -192,7 +198,7 @@ def test_reconsidering_says_what_moved_it(posts):
     (moved,) = agent.reconsider(strong, [own], [other])
     assert moved.label == against
     assert moved.rationale.startswith(f"Changes from {own.label} to {against}")
-    agent = offline_agents(CLASSES, margin=0.0, weight_other=0.0, weight_classifier=0.0)[0]
+    agent = reviewer(margin=0.0, weight_other=0.0, weight_classifier=0.0)
     agent.fit(posts[0], pool=posts[1])
     (stayed,) = agent.reconsider(strong, [own], [other])
     assert stayed.label == own.label
@@ -202,7 +208,7 @@ def test_reconsidering_says_what_moved_it(posts):
 def test_a_margin_turns_doubt_into_abstention(posts):
     states = []
     for margin in (0.0, 50.0):
-        agent = offline_agents(CLASSES, margin=margin)[1]
+        agent = OfflineAgent("user", [TextView(CharacterNgrams(), temper=0.2)], CLASSES, margin=margin)
         agent.fit(posts[0], pool=posts[1])
         states.append({judgment.state for judgment in agent.judge(posts[1][:20])})
     assert states == [{State.LABEL}, {State.ABSTAIN}]
@@ -212,7 +218,7 @@ def test_the_prior_of_the_labelled_posts_counts_as_much_as_asked(posts):
     few = [post for i, post in enumerate(posts[0]) if post.label == "flower" or i < 20]
     odds = []
     for prior in (0.0, 1.0):
-        agent = offline_agents(CLASSES, prior=prior)[0]
+        agent = reviewer(prior=prior)
         agent.fit(few, pool=posts[1])
         found = agent.judge(posts[1][:1])[0].details["log_odds"]
         odds.append(found["flower"] - found["metal"])

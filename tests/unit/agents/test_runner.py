@@ -14,14 +14,14 @@ from vlm_helpers import BRIEF, IDENTITY, MemoryBackend, PostStub, by_first_word,
 
 from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
-from agents.ask.cache import CachedAnswer, Note, ResponseCache
+from agents.ask.cache import CachedAnswer, Note, ResponseCache, kept_row
 from agents.ask.criticizer import Criticizer
 from agents.ask.judge import JudgePrompts, VLMAgent
 from agents.ask.metering import Manner, PostPrompt
 from agents.ask.protocols import PROTOCOLS, Query
 from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.ask.runner import Runner
-from agents.client.base import Message, Usage, cache_key
+from agents.client.base import Message, Usage, cache_keys
 
 SCHEMA = AnswerSchema(("rude", "kind"), "unsure")
 POST = PostStub("p0", "rude words <b> here")
@@ -142,7 +142,8 @@ def test_what_was_stored_is_checked_and_bought_again_where_it_fails(running, cha
         (key,) = file.execute("SELECT cache_key FROM responses").fetchone()
         file.execute("DELETE FROM responses")
     note = Note("run-1", "p0", "judge", 0, "model-a")
-    runner.cache.put(key, CachedAnswer(kept, "text", "stop", Usage(100, 0, 0, 20), 0.5), note)
+    answer = CachedAnswer(kept, "text", "stop", Usage(100, 0, 0, 20), 0.5)
+    runner.cache.write([kept_row(key, answer, note)])
     again, asked = running()
     (found,) = again.map("posts", [post], ask_about(again))
     assert (found.answer.label, len(asked.requests)) == ("rude", 1)
@@ -169,7 +170,7 @@ def test_answers_that_were_paid_for_are_found_again(running, seed):
     Criticizer(prompts, seed=seed).criticize(runner, [POST], [machine])
     question = AgentQuestion("fits", "Do they fit?", ("yes", "no"))
     Questioner(runner, QuestionPrompts(BRIEF), seed=seed).ask([PostQuestions(POST, (question,))])
-    assert [cache_key(request, IDENTITY)[:16] for request in backend.requests] == KEYS
+    assert [key[:16] for one in backend.requests for key in cache_keys([one], IDENTITY)] == KEYS
 
 
 def test_a_picture_is_decoded_when_it_is_first_sent_once_and_not_where_its_answer_is_there(tmp_path):

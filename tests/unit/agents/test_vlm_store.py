@@ -34,29 +34,34 @@ def paid(text="text", prompt=10):
     return CachedAnswer({"label": "x", "fault": ""}, text, "stop", Usage(prompt, 4, 2, 3), 0.5)
 
 
+def kept(store, *keys):
+    """Return the first of the keys that has an answer, with it."""
+    return store.find([keys])[0]
+
+
 def test_what_is_put_is_got_back(tmp_path):
     store = ResponseCache(tmp_path / "deep" / "answers.sqlite")
-    assert store.get("a") is None
-    store.put("a", paid("\u2028 \U0001f600 '; DROP TABLE answers"), NOTE)
+    assert kept(store, "a") is None
+    store.write([kept_row("a", paid("\u2028 \U0001f600 '; DROP TABLE answers"), NOTE)])
     store.close()
-    assert ResponseCache(tmp_path / "deep" / "answers.sqlite").get("a")[1] == paid(
+    assert kept(ResponseCache(tmp_path / "deep" / "answers.sqlite"), "a")[1] == paid(
         "\u2028 \U0001f600 '; DROP TABLE answers"
     )
 
 
 def test_the_first_answer_under_a_key_stays(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
-    store.put("a", paid("first"), NOTE)
-    store.put("a", paid("second"), NOTE)
-    assert store.get("a")[1].text == "first"
+    store.write([kept_row("a", paid("first"), NOTE)])
+    store.write([kept_row("a", paid("second"), NOTE)])
+    assert kept(store, "a")[1].text == "first"
 
 
 def test_what_a_run_has_spent_is_told_by_run(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     assert store.spent("run") == Usage()
     for place in "abc":
-        store.put(place, paid(prompt=100), NOTE)
-    store.put("d", paid(), NOTE._replace(run="other"))
+        store.write([kept_row(place, paid(prompt=100), NOTE)])
+    store.write([kept_row("d", paid(), NOTE._replace(run="other"))])
     assert store.spent("run") == Usage(300, 12, 6, 9)
 
 
@@ -64,11 +69,11 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 from agents.client.base import Usage
-from agents.ask.cache import ResponseCache, Note, CachedAnswer
+from agents.ask.cache import ResponseCache, Note, CachedAnswer, kept_row
 store = ResponseCache(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):
     note, paid = Note("run", "", "", 0, ""), CachedAnswer({}, str(i), "stop", Usage(1, 0, 0, 1), 0)
-    store.put(f"{sys.argv[3]}{i}", paid, note)
+    store.write([kept_row(f"{sys.argv[3]}{i}", paid, note)])
     print(i, flush=True)
 if sys.argv[4] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -88,7 +93,7 @@ def test_a_process_killed_after_an_answer_has_kept_it(tmp_path):
     assert child.returncode == -signal.SIGKILL
     store = ResponseCache(tmp_path / "a.sqlite")
     assert len(told.split()) == 20
-    assert [store.get(f"k{i}")[1].text for i in range(20)] == told.split()
+    assert [kept(store, f"k{i}")[1].text for i in range(20)] == told.split()
 
 
 def test_several_processes_share_a_store(tmp_path):
@@ -123,15 +128,15 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
 @pytest.mark.parametrize("column", ["answer", "text", "finish", "prompt", "completion"])
 def test_an_answer_that_was_damaged_is_none_and_what_it_cost_stays(tmp_path, column, caplog):
     store = ResponseCache(tmp_path / "a.sqlite")
-    store.put("a", paid(), NOTE)
+    store.write([kept_row("a", paid(), NOTE)])
     store.write([unusable_row("cut off", Usage(5, 0, 0, 5), 0.1, NOTE)])
     with closing(sqlite3.connect(tmp_path / "a.sqlite")) as file, file:
         file.execute(f"UPDATE responses SET {column} = CAST({column} AS TEXT) || '1'")
-    assert store.get("a") is None
+    assert kept(store, "a") is None
     assert "cannot be used" in caplog.text
     assert store.spent("run").total >= 23
-    store.put("a", paid("again"), NOTE)
-    assert store.get("a")[1].text == "again"
+    store.write([kept_row("a", paid("again"), NOTE)])
+    assert kept(store, "a")[1].text == "again"
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):
@@ -213,10 +218,10 @@ def test_one_bad_row_takes_no_other_answer_along(tmp_path):
         assert [type(one) for one in ends] == [type(None), StoreError, type(None)]
 
     asyncio.run(scenario())
-    assert [store.get(key) is not None for key in "abc"] == [True, False, True]
+    assert [kept(store, key) is not None for key in "abc"] == [True, False, True]
 
 
 def test_an_answer_whose_asker_was_cancelled_is_kept(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     keep_for_nobody(store, [kept_row(name, paid(), NOTE) for name in "ab"])
-    assert [store.get(key) is not None for key in "ab"] == [True, True]
+    assert [kept(store, key) is not None for key in "ab"] == [True, True]
