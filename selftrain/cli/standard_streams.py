@@ -25,14 +25,28 @@ class OutputError(Exception):
         self.nobody_reads = error.errno == errno.EPIPE
 
 
-class _Output(io.FileIO):
-    """A file descriptor of which every refusal is an `OutputError`."""
+class _Output(io.TextIOWrapper):
+    """Text of which every refusal is an `OutputError`.
 
-    def write(self, data: object, /) -> int:
-        try:
-            return super().write(data)  # type: ignore[arg-type]  # whatever the buffer gives
-        except OSError as error:
-            raise OutputError(error) from error
+    The bytes below are Python's own: were they written by a method of ours, a signal between the writing and
+    its return would have them written twice.
+    """
+
+    def write(self, text: str, /) -> int:
+        with _told():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _told():
+            super().flush()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(error) from error
 
 
 @contextmanager
@@ -45,8 +59,8 @@ def whole() -> Iterator[None]:
         yield
         return
     own.flush()
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Output(own.fileno(), "wb", closefd=False)), own.encoding, own.errors,
+    sys.stdout = _Output(
+        io.BufferedWriter(io.FileIO(own.fileno(), "wb", closefd=False)), own.encoding, own.errors,
         line_buffering=own.line_buffering or own.write_through,
     )  # fmt: skip
     try:

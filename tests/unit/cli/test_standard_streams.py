@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -79,3 +80,27 @@ def test_a_file_does_not_take_the_number_of_a_closed_stream(at_a_shell, tmp_path
     assert done.returncode == 0
     assert task.read_text().startswith("#") or "name" in task.read_text()
     assert "classes, " not in task.read_text()
+
+
+INTERRUPTED = """
+import signal, time
+from selftrain.cli.standard_streams import whole
+with whole():
+    for number in range(300):
+        try:
+            print(number, flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            continue
+"""
+
+
+def test_what_was_written_when_a_signal_comes_is_not_written_again():
+    """Each line is answered by Ctrl-C, as soon as it can be read."""
+    words = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            process.send_signal(signal.SIGINT)
+    assert lines == [f"{number}\n" for number in range(300)]
