@@ -43,6 +43,11 @@ _LIKE = {
 _LIKE_KEYS = {field: frozenset(names.split()) for field, names in _LIKE.items()}
 
 
+def spelled(name: str) -> str | None:
+    """Return the field that a column of this name is read as where none has the field's own name."""
+    return _SAME.get(_key(name))
+
+
 def resembling(field: str, names: Iterable[str]) -> str | None:
     """Return the name that may well be meant for a field that no column is called like."""
     return _resembling(field, tuple(islice(names, 1000)))
@@ -118,7 +123,7 @@ class Columns:
             return self._given[name], True
         field, exact = name, name in COLUMNS or name == SPLIT or name.startswith(PROCESS_PREFIX)
         if not exact:
-            field = _SAME.get(_key(name), "")
+            field = spelled(name) or ""
         taken = field in self._given.values() or (not exact and field in (self._header or ()))
         return (None, False) if taken or not field else (field, exact)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selftrain._util.spreadsheet import escape
-from selftrain.data.columns import COLUMNS, PROCESS_PREFIX
+from selftrain.data.columns import COLUMNS, PROCESS_PREFIX, spelled
 from selftrain.data.inline_pictures import is_kept
 from selftrain.data.posts import Post
 from selftrain.data.tables import ESCAPED, JSON_LINES, JSON_MARK
@@ -92,7 +92,9 @@ def _row(post: Post, root: str) -> dict[str, Any]:
         row["label"] = post.label
     if post.process:
         row["process"] = dict(post.process)
-    return {**row, **post.extra}
+    # an extra "IMG" would be read as the images of a post that has none: the field's own name goes before
+    alike = [field for name in post.extra if (field := spelled(name)) in COLUMNS]
+    return {**dict.fromkeys(alike), **row, **post.extra}
 
 
 def _relative(picture: Path, root: str, post_id: str) -> str:

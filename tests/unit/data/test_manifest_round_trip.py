@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -53,6 +54,13 @@ def _posts(extra):
         max_size=4,
         unique_by=lambda row: row[0],
     )
+
+
+@pytest.mark.parametrize("name", ["IMG", "Image", "LABEL", "Process", "Vi-Deo", "TEXT", "I D"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_an_extra_that_is_spelled_like_a_field_stays_one(name, suffix):
+    bare, full = ("a", "words", [], None, {}, {name: "yes"}), ("b", "more", ["a.png"], "ham", {}, {})
+    _round_trip([bare, full], suffix)
 
 
 def _round_trip(rows, suffix):
