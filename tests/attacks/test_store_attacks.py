@@ -15,7 +15,7 @@ import pytest
 
 import agents.ask.cache
 from agents.ask.answer_schema import AnswerSchema, ParsedAnswer
-from agents.ask.cache import CachedAnswer, Note, ResponseCache, unusable_row
+from agents.ask.cache import CachedAnswer, Note, ResponseCache, kept_row, unusable_row
 from agents.client.base import Usage
 from agents.errors import JudgmentError, StoreError
 from backbones.base import FeatureLayout
@@ -60,7 +60,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(agents.ask.cache, "PATIENCE", 0.2)
     path = tmp_path / "answers.sqlite"
     cache = ResponseCache(path)
-    cache.put("k", PAID, NOTE)
+    cache.write([kept_row("k", PAID, NOTE)])
     cache.close()
     return path
 
@@ -69,14 +69,14 @@ def looked_up(path):
     """The answer under the key as a run takes it, or None; another one is kept beside it meanwhile."""
     cache = ResponseCache(path)
     try:
-        found, label = cache.get("k"), None
+        (found,), label = cache.find([["k"]]), None
         if found is not None:
             try:
                 label = ParsedAnswer.from_json(found[1].answer, SCHEMA).label
             except JudgmentError as error:
                 cache.discard("k", str(error))
-        cache.put("new", PAID, NOTE)
-        assert cache.get("new") is not None
+        cache.write([kept_row("new", PAID, NOTE)])
+        assert cache.find([["new"]]) != [None]
         assert cache.spent("run").total >= 4
         return label
     finally:
@@ -176,9 +176,9 @@ def test_a_file_that_cannot_be_used_is_said(put, store):
 @ANSWERS
 def test_no_text_of_a_server_keeps_an_answer_from_being_kept(tmp_path):
     cache = ResponseCache(tmp_path / "a.sqlite")
-    cache.put("k", PAID._replace(text="\ud800\0", finish="\0\udfff"), NOTE)
-    cache.write([unusable_row("refused: \ud83d\0", Usage(5, 0, 0, 5), 0.1, NOTE)])
-    found = cache.get("k")
+    torn = PAID._replace(text="\ud800\0", finish="\0\udfff")
+    cache.write([kept_row("k", torn, NOTE), unusable_row("refused: \ud83d\0", Usage(5, 0, 0, 5), 0.1, NOTE)])
+    (found,) = cache.find([["k"]])
     assert found is not None
     assert (found[1].text, found[1].finish) == ("?\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}?")
     assert cache.spent("run").total == 14
