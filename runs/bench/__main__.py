@@ -92,7 +92,7 @@ STUDIES = {
     ),
     "cost": Study(
         "core seconds predicted from few posts beside what many took, and the hours of very many",
-        "--small 20 --words 60 --pictured 40 --pool 1500 --repeats 1",
+        "--small 20 --words 100 --pictured 40 --pool 1500 --labelled 60 --repeats 1",
     ),
     "speed": Study(
         "a whole run, features cached, by this code and by that of another commit", "--repeats 1 --most 300"

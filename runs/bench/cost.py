@@ -75,6 +75,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--words", type=int, default=5000, help="posts of words to predict (default: 5000)")
     parser.add_argument("--pictured", type=int, default=1000, help="posts with pictures (default: 1000)")
     parser.add_argument("--pool", type=int, default=200_000, help="the largest pool (default: 200000)")
+    parser.add_argument(
+        "--labelled", type=int, default=pools.LABELLED, help="posts with a label of each run (default: 400)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of all (default: 3)")
     parser.add_argument("--posts", type=float, default=1e8, help="what to tell the hours of (default: 1e8)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
@@ -83,7 +86,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure the repeats that --json does not hold yet, and print predicted beside measured."""
     figures = Figures(args.json)
-    sizes = Sizes(args.small, args.words, args.pictured, args.pool)
+    sizes = Sizes(args.small, args.words, args.pictured, args.pool, args.labelled)
     todo = [seed for seed in range(args.repeats) if not figures.has(STUDY, "model", args.small, seed)]
     if todo:
         with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
@@ -105,6 +108,7 @@ class Sizes(NamedTuple):
     words: int  # to predict
     pictured: int  # of a run with pictures, beside those that are labelled
     pool: int  # of the largest run
+    labelled: int  # of each run
 
     @property
     def worded(self) -> int:
@@ -127,17 +131,18 @@ def write(folder: Path, sizes: Sizes) -> None:
         scale.write_posts(folder / f"{n}.jsonl", n)
     for n in (*sizes.line, sizes.pool):
         (folder / f"pool-{n}").mkdir()
-        pools.write(folder / f"pool-{n}", n)
+        pools.write(folder / f"pool-{n}", n, sizes.labelled)
     (folder / "worded").mkdir()
-    pools.write(folder / "worded", sizes.worded)
+    pools.write(folder / "worded", sizes.worded, sizes.labelled)
     draw_posts(folder / "pictured-small", sizes.small // 2, seed=1)
-    draw_posts(folder / "pictured", sizes.pictured + pools.LABELLED, seed=2)
+    draw_posts(folder / "pictured", sizes.pictured + sizes.labelled, seed=2)
     encoded = pools.RECIPE.replace('kind = "runs.bench.pools:WordCounts"\n', "")
-    for name in ("worded", "pictured"):
-        (folder / name / "recipe.toml").write_text(encoded, encoding="utf-8")
+    for name, pool in (("worded", sizes.worded), ("pictured", sizes.pictured)):
+        chosen = encoded.replace(f"k = {pools.CHOSEN}", f"k = {min(pools.CHOSEN, pool // 2)}")
+        (folder / name / "recipe.toml").write_text(chosen, encoding="utf-8")
     lines = (folder / "pictured" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    for row in rows[pools.LABELLED :]:
+    for row in rows[sizes.labelled :]:
         del row["label"]
     (folder / "pictured" / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -176,7 +181,7 @@ def predictions(folder: Path, sizes: Sizes, rates: Rates) -> dict[str, tuple[int
     rows = [json.loads(one) for one in (folder / "pictured" / "posts.jsonl").read_text().splitlines()]
     worded = sum(bool(row.get("text")) for row in rows)
     pictures = sum(len(row.get("images", [])) for row in rows)
-    pool = sizes.worded + pools.LABELLED
+    pool = sizes.worded + sizes.labelled
     return {
         "predict, words": (sizes.words, rates.predicting(sizes.words)),
         "run, words": (pool, rates.running(pool, pool)),

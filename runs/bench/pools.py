@@ -30,7 +30,8 @@ from selftrain._util.types import Float32Array
 WORDS = scale.WORDS.split()
 SPAM = frozenset(WORDS[:4])
 LABELLED, WIDTH = 400, 384
-RECIPE = """
+CHOSEN = 200
+RECIPE = f"""
 [data]
 manifest = "posts.jsonl"
 task = "task.toml"
@@ -40,7 +41,7 @@ cache = "cache"
 [classifier]
 epochs = 5
 [selection]
-k = 200
+k = {CHOSEN}
 [rounds]
 max = 2
 """
@@ -77,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def write(folder: Path, size: int) -> None:
+def write(folder: Path, size: int, labelled: int = LABELLED) -> None:
     """Write recipe, task, and a manifest of `size` posts beside the labelled ones."""
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
-    write_posts(folder, size, labelled=LABELLED)
+    write_posts(folder, size, labelled=labelled)
 
 
 def write_posts(folder: Path, size: int, *, labelled: int) -> None:
