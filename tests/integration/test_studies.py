@@ -24,7 +24,6 @@ TYPED = {
     "features": ["--data", "{data}/hsol"],
     "report": [],
     "scale": [],
-    "cost": [],
     "act": ["--data", "{data}", "--part", "coverage", "--reviews", "50"],
     "judges": [
         "--data", "{data}/judgments", "--sets", "hatexplain",
@@ -40,6 +39,7 @@ TYPED = {
 }  # fmt: skip
 MINUTES = {
     "act": ["--data", "{data}"],
+    "cost": [],
     "agentps": ["--data", "{data}", "--work", "{tmp}"],
     "decisions": ["--data", "{data}", "--work", "{tmp}"],
     "serve": [],
