@@ -31,6 +31,9 @@ class PostLike(Protocol):
     def images(self) -> Sequence[Path]: ...
 
 
+ROLES = ("reviewer", "user")
+"""Of the two agents, in their order; a judge alone has none of them."""
+
 LEAST = 1e-6
 """A probability below this is taken for this: no agent is surer than that."""
 

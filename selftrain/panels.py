@@ -30,7 +30,7 @@ from agents.client.client import ChatClient
 from agents.client.endpoints import plain_endpoint
 from agents.client.moderation import ModerationClient
 from agents.errors import ReviewError
-from agents.judgment import PostLike
+from agents.judgment import ROLES, PostLike
 from agents.offline.offline_agent import offline_agents
 from agents.panel import CrossReview
 from agents.replayed import AnswersPanel, replayed_agents
@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 
 CACHE = "responses.sqlite"
 """Beside the run folders, so that all runs of a folder share what was paid for."""
-
-ROLES = ("reviewer", "user")
 
 # ---- panels that cost nothing -------------------------------------------------------------------------
 

@@ -23,10 +23,7 @@ from agents.ask.protocols import Protocol, Query, QueryPlan, all_queries
 from agents.ask.runner import DEFAULT, Runner
 from agents.client.base import Identity, Message, PromptSize
 from agents.errors import LearningError
-from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
-
-ROLES = ("reviewer", "user")
-"""Roles that are described; a judge alone has none."""
+from agents.judgment import ROLES, Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
 
 
 class JudgePrompts(PromptFiles):

@@ -31,14 +31,13 @@ from typing import Any, NamedTuple
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agents.judgment import ROLES
 from selftrain._util.files import read_toml
 from selftrain._util.printable import first_of, first_told, shorten
 from selftrain._util.types import Json
 from selftrain.errors import TaskError
 from selftrain.store import checksums
 from selftrain.store.atomic import write_bytes
-
-ROLES = ("reviewer", "user")
 
 
 class TaskClass(NamedTuple):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vlm_helpers import BRIEF, CLASSES, PostStub, raw, said
 
 from agents.ask.answer_schema import AnswerForm, AnswerSchema, loops, parse_answer
-from agents.ask.judge import ROLES, JudgePrompts
+from agents.ask.judge import JudgePrompts
 from agents.ask.label_calibration import fit_calibration, held_out
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import Brief
@@ -22,7 +22,7 @@ from agents.ask.protocols import PROTOCOLS, Query, all_queries
 from agents.ask.sanitize import cut, quoted, sanitize
 from agents.client.base import Token, picture
 from agents.errors import PromptFileError
-from agents.judgment import Judgment, State
+from agents.judgment import ROLES, Judgment, State
 
 SPECIAL = [
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>", "<video>", "</s>", "<s>", "[INST]", "[/INST]",
