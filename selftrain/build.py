@@ -18,6 +18,7 @@ from selftrain.data.features import EncoderPool
 from selftrain.data.preparation import PreparedData
 from selftrain.engine.mapping import Engine, InProcess
 from selftrain.engine.on_ray import OnRay
+from selftrain.errors import RecipeError
 from selftrain.loop import LoopSettings
 from selftrain.models.pretrained import finetuning_backbone, worker_backbone
 from selftrain.models.trainer import Trainer
@@ -41,6 +42,24 @@ class Parts:
     reviewers: Reviewers | ForRun[Reviewers | None] | None  # people; None: nobody
     backbone: Backbone | None = None  # posts to features; None: the recipe's, loaded when features are wanted
 
+    def __post_init__(self) -> None:
+        """Refuse a part without the methods that the loop calls, before anything is loaded or asked."""
+        for name, protocol in _METHODS.items():
+            part = getattr(self, name)
+            wanted = [one for one in vars(protocol) if not one.startswith("_") or one == "__call__"]
+            lacks = [one for one in wanted if not hasattr(part, one)]
+            if lacks and part is not None and not hasattr(part, "for_run"):
+                raise RecipeError(
+                    f"{name_of(part)} as {name}: it has no {', '.join(lacks)}; expected what"
+                    f" {protocol.__module__}.{protocol.__name__} describes (docs/extending.md)"
+                )
+
+
+_METHODS = {
+    "classifier": Trainer, "selector": Selector, "panel": Panel, "loss": RoundLoss, "rule": VerdictRule,
+    "reviewers": Reviewers,
+}  # fmt: skip
+"""Part -> the protocol whose methods it must have, unless it is made for each run."""
 
 # ---- recipe -> objects --------------------------------------------------------------------------------
 
@@ -49,7 +68,8 @@ def build(recipe: config.Recipe, *, progress: bool = False) -> Parts:
     """Build the parts of a recipe; nothing heavy is loaded, and nobody is asked yet.
 
     Raises:
-        RecipeError, SettingError: A class that cannot be made of its options; settings of a loss at odds.
+        RecipeError, SettingError: A class that cannot be made of its options, or lacks a method; settings of
+            a loss at odds.
     """
     served = accepted(ModelServers, dict(recipe.vlm))
     return Parts(

@@ -123,6 +123,9 @@ class SelfTrainer:
         start: Whether each round trains from "pretrained" weights or from the "best" model.
         on_near_chance: What to do when an agent may be guessing; None: "stop" where a `VLMPanel` is asked,
             else "continue".
+
+    Raises:
+        RecipeError: A part lacks a method that the loop calls.
     """
 
     def __init__(

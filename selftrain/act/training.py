@@ -60,10 +60,15 @@ class ACTTrainer:
     ) -> None:
         self.classes = tuple(classes)
         self.positive = self.classes[0] if positive is None and classes else str(positive)
-        if len(set(self.classes)) < max(2, len(self.classes)) or self.positive not in self.classes:
+        named = not isinstance(classes, str) and all(isinstance(one, str) for one in self.classes)
+        if (
+            not named
+            or len(set(self.classes)) < max(2, len(self.classes))
+            or self.positive not in self.classes
+        ):
             raise TrainingError(
-                f"classes {list(classes)}, positive {positive!r}: expected two or more different names, and"
-                " one of them"
+                f"classes {classes!r}, positive {positive!r}: expected two or more different names in a list,"
+                " and one of them"
             )
         self.backbone, self.settings = backbone, settings or HeadSettings()
         self.power, self.seed, self.batch_size, self.workers = power, seed, batch_size, workers
@@ -111,10 +116,10 @@ class ACTTrainer:
         rows, checked_rows = (
             rows_of(one, self.backbone, self.batch_size, self.workers) for one in (data, checked)
         )
-        if not len(rows) or not len(checked_rows):
+        if not len(rows) or not len(checked_rows) or rows.shape[1] != checked_rows.shape[1]:
             raise TrainingError(
-                f"ACT training: {len(rows)} posts to train on, {len(checked_rows)} to validate on,"
-                f" {len(self.classes)} classes: expected at least one of each, two classes"
+                f"ACT training: rows of shape {rows.shape} to train on and {checked_rows.shape} to validate"
+                " on: expected at least one of each, of one width"
             )
         known = tuple(map(torch.from_numpy, labels))
         classifier = fit_head(

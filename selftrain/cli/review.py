@@ -237,7 +237,7 @@ def audit(
     interval; corrections enter grown.jsonl when the run's command is given again.
     """
     found = sampling.request_audit(run_dir.RunFolder(run), budget=budget, seed=seed, **drawing._asdict())
-    drawn = "drawn" if found.new else "were drawn before"
+    drawn = "drawn" if found.new else "were drawn before, and stay"
     echo(f"{len(found.drawn):,} of {found.posts:,} pseudo-labels {drawn}: {found.batch!r} in {found.ledger}")
     echo(f"review them with: selftrain review serve {quoted(run)}")
     echo(f"then: {labelling.train_command(run)}")

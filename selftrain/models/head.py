@@ -109,8 +109,8 @@ def logits_of(head: Head, rows: Float32Array) -> Float32Array:
     """
     if (last := int(head.columns.max())) >= rows.shape[1]:
         raise RunStateError(
-            f"the classifier reads column {last} of a post's features, and this backbone gives"
-            f" {rows.shape[1]}: it is damaged, or was made with another backbone"
+            f"the classifier reads column {last} of a post's features, and these have {rows.shape[1]}: it is"
+            " damaged, or they were made with another backbone"
         )
     device = head.mean.device
     padded = np.pad(rows, ((0, -len(rows) % _ROWS_AT_ONCE), (0, 0)))

@@ -272,7 +272,7 @@ def test_a_header_of_brackets_is_no_traceback(tmp_path):
 @MODELS
 def test_columns_beyond_the_features_of_a_backbone_are_said(tmp_path):
     classifier, _ = load_head(model(tmp_path, {}, {"columns": torch.tensor([0, 1, 2, 9])}), [CLASSES_FORMAT])
-    with pytest.raises(RunStateError, match="reads column 9 of a post's features, and this backbone gives 4"):
+    with pytest.raises(RunStateError, match="reads column 9 of a post's features, and these have 4"):
         classifier.predict(np.zeros((2, 4), np.float32))
 
 

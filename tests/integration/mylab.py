@@ -65,6 +65,9 @@ class NearestMean:
         positive = self.sharpness * (rows @ model.direction - model.middle)
         yield positions, np.stack([np.zeros_like(positive), positive], axis=1).astype(np.float32)
 
+    def calibrate(self, model, calibration):
+        return model  # its sharpness is all that it knows
+
     def load(self, file):
         record = json.loads(Path(file).read_text())
         return Means(np.array(record["direction"], np.float32), record["middle"])

@@ -139,7 +139,7 @@ def test_the_temperature_is_the_one_that_was_put_on():
 
 
 def test_what_cannot_be_trained_on_is_refused():
-    with pytest.raises(TrainingError, match="0 posts to train on"):
+    with pytest.raises(TrainingError, match=r"rows of shape \(0, 8\) to train on"):
         train(TRUTH[:0], rows=np.zeros((0, 8), np.float32))
     with pytest.raises(TrainingError, match="two or more different names"):
         train(TRUTH, classes=("a",))
@@ -243,6 +243,9 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     rows, names, machine, human, pi = drawn_set(2)
     with pytest.raises(TrainingError, match="two or more different names"):
         ACTTrainer(("a", "a"))
+    for unnamed in ("ab", (1, 2)):
+        with pytest.raises(TrainingError, match="different names in a list"):
+            ACTTrainer(unnamed)
     with pytest.raises(TrainingError, match="one of them"):
         ACTTrainer(("a", "b"), positive="c")
     trainer = ACTTrainer(("class 0", "class 1"), settings=LINEAR)
@@ -257,6 +260,12 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     with pytest.raises(TrainingError, match="1 of 240 posts cannot be encoded, the first is 'p0'"):
         ACTTrainer(("class 0", "class 1"), backbone=Sums()).fit(
             [Post("p0", "broken"), *worded(rows)[1:]], machine, human, pi, validation=(worded(rows), names)
+        )
+    with pytest.raises(TrainingError, match=r"\(240, 4\) to train on and \(240, 3\)"):
+        trainer.fit(rows, machine, human, pi, validation=(rows[:, :3], names))
+    with pytest.raises(TrainingError, match=r"\(240, 3\): expected \[B, 6\], as the backbone 'sums'"):
+        ACTTrainer(("class 0", "class 1"), backbone=Sums()).fit(
+            rows[:, :3], machine, human, pi, validation=(rows, names)
         )
     model = trainer.fit(rows, machine, human, pi, validation=(rows, names)).save(tmp_path / "m")
     with pytest.raises(TrainingError, match="no backbone"):

@@ -20,7 +20,7 @@ def test_the_parts_add_up():
 
 
 def test_the_line_goes_through_pools_beyond_what_agents_read_whole():
-    few, some = Sizes(500, 5000, 1000, 200_000).line
+    few, some = Sizes(500, 5000, 1000, 200_000, 400).line
     read = [len(range(0, pool, 1 + pool // MOST_OF_POOL)) for pool in (few, some, 200_000)]
     assert max(read) < 1.1 * min(read)
     assert some < 200_000 / 2

@@ -1,5 +1,6 @@
 """Recipes: what is read, what is refused, and that a dumped one reads back equal."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,26 @@ def test_an_empty_recipe_and_python_give_the_same_parts(write):
     assert parts.selector == TopK()
     assert settings == LoopSettings(root=settings.root)
     assert parts.classifier.settings == HeadTrainer().settings == HeadSettings()
+
+
+class Empty:
+    """No part of anything."""
+
+
+@pytest.mark.parametrize(
+    ("key", "lacks"),
+    [
+        ("verification.rule", "as rule: it has no score, keeps, retracts, cut, decide;"),
+        ("selection.kind", "as selector: it has no select;"),
+        ("loss.kind", "as loss: it has no theta, soft_positive, for_round, __call__;"),
+        ("classifier.kind", "as classifier: it has no fit, logits, calibrate, load;"),
+        ("agents.kind", "as panel: it has no simulated, fit, verify, predict_out_of_fold"),
+        ("human.kind", "as reviewers: it has no ready, answers, close;"),
+    ],
+)
+def test_a_part_without_the_methods_of_one_is_refused_before_anything_is_loaded(tmp_path, key, lacks):
+    file = tmp_path / "r.toml"
+    file.write_text('[data]\nmanifest = "m.jsonl"\ntask = "t.toml"\n')
+    recipe = load_recipe(file, [f'{key}="{__name__}:Empty"'])
+    with pytest.raises(RecipeError, match=re.escape(f"{__name__}:Empty {lacks}")):
+        build(recipe)
