@@ -131,15 +131,7 @@ def select_models(
         BudgetError: No model, mode or strategy, too few posts, one without a label, a buffer outside [0, 1].
         AgentError: Nobody can be asked.
     """
-    if not runners or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
-        raise BudgetError(
-            f"{len(runners)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
-            f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a"
-            " buffer in [0, 1]"
-        )
-    unlabelled = sum(post.label is None for post in posts)
-    if unlabelled:
-        raise BudgetError(f"{unlabelled} of {len(posts)} posts have no label: give labelled ones")
+    _check(runners, posts, strategies, modes, buffer)
     # --- everybody annotates; of each model its better mode counts
     options = {"rationale_chars": rationale_chars, "seed": seed}
     annotators = [Annotator(prompts, reasoning=mode == "reasoning", **options) for mode in modes]
@@ -167,6 +159,25 @@ def select_models(
         best, scores[0], advise(int(wrong.sum()), len(posts), buffer=buffer, pool=pool),
         tuple(score for score, _ in tried), tuple(scores), _warnings(best, scores[0], len(runners)),
     )  # fmt: skip
+
+
+def _check(
+    runners: Mapping[str, Runner],
+    posts: Sequence[LabelledPost],
+    strategies: Sequence[str],
+    modes: Sequence[str],
+    buffer: float,
+) -> None:
+    """Refuse what nothing can be chosen from, before anybody is paid."""
+    if not runners or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
+        raise BudgetError(
+            f"{len(runners)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
+            f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a"
+            " buffer in [0, 1]"
+        )
+    unlabelled = sum(post.label is None for post in posts)
+    if unlabelled:
+        raise BudgetError(f"{unlabelled} of {len(posts)} posts have no label: give labelled ones")
 
 
 def _annotated(

@@ -33,20 +33,16 @@ class _Output(io.TextIOWrapper):
     """
 
     def write(self, text: str, /) -> int:
-        with _told():
+        try:
             return super().write(text)
+        except OSError as error:
+            raise OutputError(error) from error
 
     def flush(self) -> None:
-        with _told():
+        try:
             super().flush()
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(error) from error
+        except OSError as error:
+            raise OutputError(error) from error
 
 
 @contextmanager

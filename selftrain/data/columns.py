@@ -43,6 +43,7 @@ _LIKE = {
 _LIKE_KEYS = {field: frozenset(names.split()) for field, names in _LIKE.items()}
 
 
+@lru_cache(maxsize=1024)  # of each row that is written the same names
 def spelled(name: str) -> str | None:
     """Return the field that a column of this name is read as where none has the field's own name."""
     return _SAME.get(_key(name))

@@ -192,7 +192,7 @@ def rows_of(
     """Return feature rows [B, D]: as given, or computed from posts; TrainingError: that cannot be done."""
     if isinstance(data, np.ndarray):
         width = None if backbone is None else backbone.layout.width
-        if data.ndim != 2 or data.shape[1] != (width or data.shape[1]):
+        if data.ndim != 2 or width not in (None, data.shape[1]):
             raise TrainingError(
                 f"feature rows of shape {data.shape}: expected [B, {width or 'D'}]"
                 + ("" if backbone is None else f", as the backbone {backbone.name!r} makes them")

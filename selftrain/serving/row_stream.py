@@ -152,11 +152,8 @@ def pour(
             for done in found:
                 fault = done.fault
                 if done.rows:
-                    kept, failed = done.judged
-                    target.write(encode(kept, not tally.kept), failed)
-                    counts = (tally.rows + done.rows, tally.kept + len(kept), tally.failed + len(failed))
-                    tally = Tally(*counts, done.digest)
-                    listed += failed[: _LISTED - len(listed)]
+                    tally = _written(done, tally, target, encode)
+                    listed += done.judged.failed[: _LISTED - len(listed)]
                     if time.monotonic() - committed >= commit_seconds:
                         target.commit(tally)
                         committed = time.monotonic()
@@ -180,6 +177,16 @@ def pour(
     lines = [*map(_listed, listed), advice]
     tolerance.check(tally.failed, tally.rows, lines, what="posts", where=f"{where}: ")
     return tally
+
+
+def _written(
+    done: _Done, tally: Tally, target: RowTarget, encode: Callable[[list[Any], bool], list[str]]
+) -> Tally:
+    """Write what became of a part's rows, and return the totals with them."""
+    kept, failed = done.judged
+    target.write(encode(kept, not tally.kept), failed)
+    counts = (tally.rows + done.rows, tally.kept + len(kept), tally.failed + len(failed))
+    return Tally(*counts, done.digest)
 
 
 def _listed(line: str) -> str:
