@@ -9,7 +9,8 @@ gpu      LLaVA-OneVision 0.5B, random weights, 16 pictures: posts a second, memo
 
 memes and pairs are trained in every way of the table in docs/agentps.md: supervision, prompt and place apart,
 questions as rounds, the final head fed, and process labels that are soft, wrong or missing. Every figure is
-written as it comes; a study that was stopped goes on where it stopped.
+written as it comes, scores of the test posts are kept in the work folder, and what a way has over vanilla on
+the same posts is bootstrapped from them; a study that was stopped goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runs.bench.paired import differences_table
+import numpy as np
+
+from runs.bench.paired import differences_table, over_posts
 from runs.bench.study import Figure, Figures, numbers
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ ABLATION = ("vanilla", "vanilla, asked", "multitask", "multitask, asked", "agent
 BESIDE = ("multitask, fed", "agentps, rounds", "agentps, fed")
 LABELS = ("agentps, soft", "agentps, 20 % wrong", "agentps, 40 % wrong", "agentps, a quarter")
 DIVISORS = ("agentps, a quarter, by expected", "agentps, a quarter, by answers")
+ENDS = ("", "_low", "_high")  # of an interval's figures
 SHOWN = ("auc", "macro_f1", "f1_tuned", "recall_at_precision_60", "process_auc")
 
 
@@ -79,6 +83,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="or qwen2.5-coder-0.5b, for words: its packages are named where they are missing",
     )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
@@ -107,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     for cells in trained:
         for seed in args.seeds:
             _measure_seed(cells, seed, figures, args)
+            _compare(cells, seed, figures, args)
     print("\n".join(line for cells in trained for line in tables(figures, cells, args)))
     return 0
 
@@ -132,30 +138,57 @@ def chosen_cells(args: argparse.Namespace) -> list[Cells]:
 
 
 def _named(way: str, args: argparse.Namespace) -> str:
-    """Return the method under which figures are kept: other epochs or another base are another method."""
+    """Return the method under which figures are kept: with other epochs, base or precision it is another."""
     base = [] if args.base == "smollm2_efficientnet" else [Path(args.base).name]
-    return ", ".join([way, *base, *([f"{args.epochs} epochs"] if args.epochs != 3 else [])])
+    epochs = [] if args.epochs == 3 else [f"{args.epochs} epochs"]
+    precision = [] if args.precision == "float32" else [args.precision]
+    return ", ".join([way, *base, *epochs, *precision])
 
 
 def _measure_seed(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
     """Train every way of a data set on the posts of one seed, where it is not measured yet."""
-    missing = [
-        way
-        for way in cells.ways
-        if not figures.has(STUDY, _named(way, args), cells.n, seed, dataset=cells.dataset)
-    ]
+    missing = [way for way in cells.ways if not _has(figures, _named(way, args), cells, seed)]
     if not missing:
         return
     from runs.bench.agentps_study import WAYS, Place, cell
 
     drawn = _draw(cells, seed, args.data)
-    place = Place(args.work, args.epochs, cpu=args.device == "cpu")
+    place = Place(args.work, args.epochs, cpu=args.device == "cpu", precision=args.precision)
     for way in missing:
-        values = cell(drawn, WAYS[way], args.base, seed, place)
-        method = _named(way, args)
-        figures.add([Figure(STUDY, cells.dataset, method, cells.n, seed, *item) for item in values.items()])
+        tested = cell(drawn, WAYS[way], args.base, seed, place)
+        values, method = tested.figures, _named(way, args)
+        kept = _scores_file(args.work, method, cells, seed)
+        kept.parent.mkdir(exist_ok=True)
+        np.savez(kept, truth=tested.truth, scores=tested.scores)
+        _keep(figures, method, cells, seed, values)
         told = ", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
         print(f"{cells.dataset} n={cells.n} seed={seed} {method}: {told}", flush=True)
+
+
+def _compare(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
+    """Measure each way against vanilla on the same test posts, where the scores of both are at hand."""
+    vanilla = _named("vanilla", args)
+    reference = _scores_file(args.work, vanilla, cells, seed)
+    for method in (_named(way, args) for way in cells.ways):
+        kept, over = _scores_file(args.work, method, cells, seed), f"{method} over {vanilla}"
+        measured = method == vanilla or _has(figures, over, cells, seed)
+        if not measured and kept.exists() and reference.exists():
+            ours, theirs = np.load(kept), np.load(reference)
+            gained = over_posts(ours["truth"], ours["scores"], theirs["scores"])
+            ends = {f"{metric}{end}": gained[metric][i] for metric in gained for i, end in enumerate(ENDS)}
+            _keep(figures, over, cells, seed, ends)
+
+
+def _scores_file(work: Path, method: str, cells: Cells, seed: int) -> Path:
+    return work / "scores" / f"{cells.dataset}, {cells.n}, {seed}, {method}.npz"
+
+
+def _has(figures: Figures, method: str, cells: Cells, seed: int) -> bool:
+    return figures.has(STUDY, method, cells.n, seed, dataset=cells.dataset)
+
+
+def _keep(figures: Figures, method: str, cells: Cells, seed: int, values: Mapping[str, float]) -> None:
+    figures.add([Figure(STUDY, cells.dataset, method, cells.n, seed, *item) for item in values.items()])
 
 
 def _draw(cells: Cells, seed: int, data: Path) -> Drawn:

@@ -20,6 +20,7 @@ from backbones.mllm.answering import Variant
 from backbones.mllm.load import load_mllm
 from backbones.mllm.smollm2_efficientnet import from_parts
 from runs.bench.small_models import QWEN, load_qwen
+from selftrain._util.types import BoolArray, FloatArray
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import PROVENANCE, example, question_set
 from selftrain.agentps.evaluate import headline, question_scores, score
@@ -90,11 +91,13 @@ class Place(NamedTuple):
         work: Where trainings stand.
         epochs: Passes; the best of them by AUC on validation posts is measured.
         cpu: Even where there is a GPU.
+        precision: Of the products.
     """
 
     work: Path
     epochs: int
     cpu: bool
+    precision: Literal["float32", "bfloat16"]
 
 
 class Drawn(NamedTuple):
@@ -309,7 +312,24 @@ def _base(name: str, seed: int) -> Mllm:
     return load_mllm(name, seed=seed)
 
 
-def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str, float]:
+def _attend_eagerly(base: Mllm) -> None:
+    """Compute attention as plain products: fused, its gradient in bfloat16 takes longer on a CPU."""
+    from transformers import PreTrainedModel
+
+    for part in base.module.modules():
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation("eager")
+
+
+class Tested(NamedTuple):
+    """What one way makes of the test posts [B]."""
+
+    truth: BoolArray  # of the final question
+    scores: FloatArray  # the probability of the answer looked for
+    figures: dict[str, float]
+
+
+def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
     """Train one way, and measure it on the test posts.
 
     Args:
@@ -320,9 +340,9 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
         place: Where, and how long.
 
     Returns:
-        Figures of the final question: those of `threshold_metrics`, with 95 % intervals of AUC and macro-F1,
-        and F1 at the threshold that is best on the validation posts; mean AUC of the process questions with
-        two answers, where they have heads.
+        Scores and figures of the final question: those of `threshold_metrics`, with 95 % intervals of AUC and
+        macro-F1, and F1 at the threshold that is best on the validation posts; mean AUC of the process
+        questions with two answers, where they have heads.
     """
     pictures = any(post.images for post in drawn.train)
     made = ModelSettings(
@@ -331,13 +351,15 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
     )  # fmt: skip
     settings = TrainingSettings(
         epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
-        device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision="float32",
+        device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision=place.precision,
     )  # fmt: skip
     # TensorFloat-32 on a GPU: fewer kernels than autocast, and these are small
     torch.set_float32_matmul_precision("high")
     accelerator = make_accelerator(settings)
     precise = accelerator.mixed_precision == "no"
     untouched = _base(base, seed if pictures else 0)  # the projector of pictures is drawn
+    if not precise and accelerator.device.type == "cpu":
+        _attend_eagerly(untouched)
     asked = question_set(drawn.task, way.variant, rounds=way.rounds)
     built = assemble(made, asked, replace(untouched, module=deepcopy(untouched.module)))
     chosen = [example(post, asked) for post in drawn.validation]
@@ -379,4 +401,4 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
         if metric in ("auc", "macro_f1"):
             result |= {f"{metric}_low": value.low, f"{metric}_high": value.high}
     shutil.rmtree(folder)
-    return result
+    return Tested(final.found, final.scores, result)

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from selftrain._util.types import Interval
+from selftrain._util.types import BoolArray, FloatArray, IntArray, Interval
 
 Values = Mapping[tuple[str, int], float]
 """(set, seed) -> value of one metric by one method."""
@@ -61,6 +61,31 @@ def bootstrap(differences: Values) -> Interval:
     drawn = random.integers(0, len(groups), (RESAMPLES, len(groups)))
     low, high = np.quantile(np.take_along_axis(means, drawn, axis=1).mean(1), [0.025, 0.975])
     return Interval(fmean(float(one.mean()) for one in groups), float(low), float(high))
+
+
+def over_posts(
+    truth: BoolArray, scores: FloatArray, reference: FloatArray, resamples: int = 1000
+) -> dict[str, Interval]:
+    """Return by how much a model's `threshold_metrics` are above another's on the same posts [B].
+
+    Posts are drawn anew within each answer, the same for both models.
+    """
+    from selftrain.models.metrics import percentile_interval, threshold_metrics
+
+    def gained(places: IntArray) -> dict[str, float]:
+        ours, theirs = (threshold_metrics(truth[places], one[places]) for one in (scores, reference))
+        return {metric: ours[metric] - theirs[metric] for metric in ours}
+
+    random = np.random.default_rng(0)
+    groups = np.flatnonzero(truth), np.flatnonzero(~truth)
+    drawn = [
+        gained(np.concatenate([random.choice(group, len(group)) for group in groups]))
+        for _ in range(resamples)
+    ]
+    values = gained(np.arange(len(truth)))
+    return {
+        metric: percentile_interval(value, [one[metric] for one in drawn]) for metric, value in values.items()
+    }
 
 
 def means_table(measured: Mapping[str, Mapping[str, Values]], sets: Sequence[str]) -> Iterator[str]:

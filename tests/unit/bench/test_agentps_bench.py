@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
+import numpy as np
 import pytest
 from agentps_helpers import TASK, accelerating, drawn_posts, tiny_embedded
+from scipy.special import expit
 
 from runs.bench import agentps, agentps_study
 from runs.bench.agentps_study import EXACTLY_ONE, FIRST_ALONE, WAYS, Drawn, Place, cell, relabel
@@ -43,6 +45,27 @@ def test_differences_are_those_of_the_same_seed():
     over = lines.index(["#", "pairs,", "exactly", "one:", "points", "of", "auc", "over", "vanilla"])
     # +8 and +10 points; seed 2 has no partner
     assert lines[over + 2][:2] == ["agentps", "+9.0"]
+
+
+def test_ways_are_compared_with_vanilla_on_the_same_posts(tmp_path):
+    cells = agentps.TRAINED[0]._replace(ways=("vanilla", "multitask", "agentps"))
+    args = options("--work", str(tmp_path), "--precision", "bfloat16")
+    random = np.random.default_rng(0)
+    truth = random.random(300) < 0.4
+    (tmp_path / "scores").mkdir()
+    for way, known in (("vanilla", 0.5), ("agentps", 2.0)):
+        scores = expit(known * truth + random.normal(size=300))
+        kept = tmp_path / "scores" / f"{cells.dataset}, {cells.n}, 1, {way}, bfloat16.npz"
+        np.savez(kept, truth=truth, scores=scores)
+    figures = Figures(tmp_path / "figures.jsonl")
+    for _ in range(2):  # what is there is not measured again
+        agentps._compare(cells, 1, figures, args)
+        agentps._compare(cells, 2, figures, args)  # has no scores
+    assert {one.method for one in figures.figures} == {"agentps, bfloat16 over vanilla, bfloat16"}
+    found = {one.metric: one.value for one in figures.figures}
+    assert len(found) == len(figures.figures)
+    assert 0.1 < found["auc_low"] < found["auc"] < found["auc_high"] < 0.5
+    assert {one.seed for one in figures.figures} == {1}
 
 
 def test_process_labels_as_a_way_wants_them():
@@ -89,7 +112,8 @@ def test_a_cell_is_trained_measured_and_cleared_away(tmp_path, monkeypatch):
     monkeypatch.setattr(agentps_study, "_base", lambda name, seed: tiny_embedded())
     drawn = Drawn(TASK, drawn_posts(40), drawn_posts(20, seed=1), drawn_posts(30, seed=2))
     with accelerating(cpu=True):
-        found = cell(drawn, WAYS["agentps, fed"], "tiny", 0, Place(tmp_path, 2, cpu=True))
+        place = Place(tmp_path, 2, cpu=True, precision="float32")
+        found = cell(drawn, WAYS["agentps, fed"], "tiny", 0, place).figures
     assert 0 <= found["auc_low"] <= found["auc"] <= found["auc_high"] <= 1
     assert found["best_epoch"] in (1, 2)
     assert "process_auc" in found

@@ -11,10 +11,11 @@ import pytest
 
 from runs.bench import __main__ as bench
 from runs.bench.judges import BROKEN, METHODS, WITH_AGENTS, broken, draw, find_sets, numbers, tables
-from runs.bench.paired import bootstrap, halves_table, points_over, t_interval, t_over_seeds
+from runs.bench.paired import bootstrap, halves_table, over_posts, points_over, t_interval, t_over_seeds
 from runs.bench.peers import MISSING, crowdlab, dawid_skene, majority
 from runs.bench.study import Figures
 from selftrain.errors import DataError
+from selftrain.models.metrics import threshold_intervals
 
 FRUIT, METAL = ("apple", "pear", "plum", "cherry", "quince"), ("iron", "copper", "zinc", "tin", "lead")
 POSTS = 90
@@ -214,6 +215,19 @@ def test_crowdlab_is_as_good_as_its_parts_and_silent_where_nobody_answered() -> 
 
 
 # ---- differences ----------------------------------------------------------------------------------------
+
+
+def test_models_are_compared_on_the_same_draws_of_posts() -> None:
+    random = np.random.default_rng(3)
+    truth = random.random(400) < 0.3
+    shared, own = random.normal(size=400), random.normal(size=(2, 400))
+    ours, theirs = (1 / (1 + np.exp(-(truth + shared + 0.1 * one))) for one in own)
+    assert over_posts(truth, ours, ours, 20)["auc"] == (0.0, 0.0, 0.0)
+    paired = over_posts(truth, ours, theirs, 200)["auc"]
+    assert paired.low < paired.value < paired.high
+    # what both have in common, and the luck of the draw, cancel out
+    alone = threshold_intervals(truth, ours, 200)["auc"]
+    assert paired.high - paired.low < 0.3 * (alone.high - alone.low)
 
 
 def test_differences_are_paired_and_their_intervals_are_students() -> None:
