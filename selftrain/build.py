@@ -44,22 +44,41 @@ class Parts:
 
     def __post_init__(self) -> None:
         """Refuse a part without the methods that the loop calls, before anything is loaded or asked."""
-        for name, protocol in _METHODS.items():
+        for name in _METHODS:
             part = getattr(self, name)
-            wanted = [one for one in vars(protocol) if not one.startswith("_") or one == "__call__"]
-            lacks = [one for one in wanted if not hasattr(part, one)]
-            if lacks and part is not None and not hasattr(part, "for_run"):
-                raise RecipeError(
-                    f"{name_of(part)} as {name}: it has no {', '.join(lacks)}; expected what"
-                    f" {protocol.__module__}.{protocol.__name__} describes (docs/extending.md)"
-                )
+            if not hasattr(part, "for_run"):
+                _check_methods(name, part)
+
+    def in_run(self, name: str, run: RunContext) -> Any:  # noqa: ANN401 -- any kind of part
+        """Return a part as it works in a run: the part itself, unless it has `for_run`.
+
+        Raises:
+            RecipeError: What `for_run` gives lacks a method; what `for_run` raises.
+        """
+        part = getattr(self, name)
+        if not hasattr(part, "for_run"):
+            return part
+        made = part.for_run(run)
+        _check_methods(name, made)
+        return made
+
+
+def _check_methods(name: str, part: object) -> None:
+    protocol = _METHODS[name]
+    wanted = [one for one in vars(protocol) if not one.startswith("_") or one == "__call__"]
+    lacks = [one for one in wanted if not hasattr(part, one)]
+    if lacks and part is not None:
+        raise RecipeError(
+            f"{name_of(part)} as {name}: it has no {', '.join(lacks)}; expected what"
+            f" {protocol.__module__}.{protocol.__name__} describes (docs/extending.md)"
+        )
 
 
 _METHODS = {
     "classifier": Trainer, "selector": Selector, "panel": Panel, "loss": RoundLoss, "rule": VerdictRule,
     "reviewers": Reviewers,
 }  # fmt: skip
-"""Part -> the protocol whose methods it must have, unless it is made for each run."""
+"""Part -> the protocol whose methods it must have, or that has what it becomes in a run."""
 
 # ---- recipe -> objects --------------------------------------------------------------------------------
 

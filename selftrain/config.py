@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from backbones.images import MAX_PIXELS
 from selftrain._util.plugins import choices, is_own
 from selftrain._util.toml_sections import Section, TablePath, read_table
 from selftrain.errors import RecipeError, RunStateError
@@ -153,7 +154,7 @@ class DataSection(Section):
     pool_copies: Literal["keep", "drop", "drop_near"] = "keep"
     max_bad_rows: int = Field(100, ge=0)
     max_bad_share: float = Field(0.05, ge=0, le=1)
-    max_image_pixels: int = Field(50_000_000, ge=1)
+    max_image_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> DataSection:

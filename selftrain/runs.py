@@ -32,7 +32,7 @@ from selftrain import build as building
 from selftrain._util.types import Json
 from selftrain.config import Recipe, load_recipe, stored_recipe
 from selftrain.data.columns import COLUMNS
-from selftrain.data.context import ForRun, RunContext, in_run
+from selftrain.data.context import ForRun, RunContext
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
@@ -271,17 +271,17 @@ class Run:
             if isinstance(parts.panel, AskedForNothing) and not folder.finished():
                 for warning in self._checked(parts.panel, context).warnings():
                     logger.warning("%s", warning)
-            panel: Panel = in_run(parts.panel, context)
+            panel: Panel = parts.in_run("panel", context)
             folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel), prepared.posts)
             checksums.write_jsonl(folder.path / "quarantine.jsonl", prepared.quarantine)
             copied = folder.path / "task.toml"
             dump_task(prepared.task, copied)
             checksums.note_written(copied)
-            reviewers: Reviewers | None = in_run(parts.reviewers, context)
+            reviewers: Reviewers | None = parts.in_run("reviewers", context)
 
             # ---- loop, and report -----------------------------------------------------------------------
             rounds = self_train(
-                prepared.corpus, in_run(parts.classifier, context), panel,
+                prepared.corpus, parts.in_run("classifier", context), panel,
                 selector=parts.selector, loss=parts.loss, rule=parts.rule, folder=folder,
                 settings=building.build_settings(recipe), reviewers=reviewers, before=prepared.stages,
             )  # fmt: skip

@@ -109,7 +109,6 @@ def _seed(
 def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: int) -> dict[str, float]:
     """The loop with reviewers who know the truth; figures of its best model on test."""
     from selftrain.build import build, build_settings, run_context
-    from selftrain.data.context import in_run
     from selftrain.loop import self_train
     from selftrain.review.ledger import ReviewLedger
     from selftrain.review.ledger_reader import LEDGER
@@ -129,8 +128,8 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
             rounds = list(
                 self_train(
                     corpus,
-                    in_run(parts.classifier, context),
-                    in_run(parts.panel, context),
+                    parts.in_run("classifier", context),
+                    parts.in_run("panel", context),
                     selector=parts.selector,
                     loss=parts.loss,
                     folder=folder,

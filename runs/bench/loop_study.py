@@ -287,7 +287,6 @@ def loop_rounds(
     """
     from agents.ask.metering import Metered
     from selftrain.build import build, build_settings, run_context
-    from selftrain.data.context import in_run
     from selftrain.loop import self_train
     from selftrain.store.run_dir import RunFolder
 
@@ -295,12 +294,12 @@ def loop_rounds(
     parts = build(recipe)
     with RunFolder(folder).locked() as opened:
         context = run_context(recipe, opened, prepared)
-        panel = in_run(parts.panel, context) if agents is None else agents
+        panel = parts.in_run("panel", context) if agents is None else agents
         try:
             return list(
                 self_train(
                     prepared.corpus,
-                    in_run(parts.classifier, context),
+                    parts.in_run("classifier", context),
                     panel,
                     selector=parts.selector,
                     loss=parts.loss,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from backbones.images import MAX_PIXELS
 from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
@@ -53,7 +54,7 @@ class SourceSettings(Section):
     columns: dict[str, str] = Field(default_factory=dict)  # field -> column that holds it, as of a run
     max_bad_rows: int = Field(100, ge=0)
     max_bad_share: float = Field(0.05, ge=0, le=1)
-    max_image_pixels: int = Field(50_000_000, ge=1)
+    max_image_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
 
     @property
     def tolerance(self) -> Tolerance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from backbones.base import Backbone
 from selftrain.data.corpus import Corpus
@@ -38,8 +38,3 @@ class ForRun(Protocol[Part_co]):
             SelftrainError, or an error of a leaf's tree: The part cannot work here; nothing was asked yet.
         """
         ...
-
-
-def in_run(part: Any, run: RunContext) -> Any:  # noqa: ANN401 -- any kind of part
-    """Return a part as it works in a run: the part itself, unless it has `for_run`."""
-    return part.for_run(run) if hasattr(part, "for_run") else part

@@ -560,6 +560,8 @@ def _csv_table(
         raise ManifestError(
             f"{path} has no readable header: {error}; expected a line of column names"
         ) from error
+    if not names:
+        raise ManifestError(f"{path} is empty; expected a line of column names, and a row for every post")
     _check_count(path, len(names))
     columns = [_column_name(name, place) for place, name in enumerate(names, 1)]
     if ESCAPED in columns:

@@ -185,9 +185,10 @@ def test_a_quote_that_is_never_closed_stops_the_reading(folder):
     ("name", "content", "message"),
     [
         ("posts.csv", b"r,x\n", "expected a header with 'id'"),
-        ("posts.csv", b"", "expected a header with 'id'"),
         ("posts.csv", b"id,text,text\n", "more than once"),
         ("posts.csv", b"id,te\xffxt\n", "readable names"),
+        ("posts.csv", b"", "is empty; expected a line of column names"),
+        ("posts.tsv", b"\n\n", "is empty; expected a line of column names"),
         ("posts.parquet", b"PAR1", "not a Parquet file"),
         ("posts.xlsx", b"PK\x03\x04", "Excel workbook"),
     ],

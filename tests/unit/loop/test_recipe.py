@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.panel import CrossReview
+from backbones.images import MAX_PIXELS
 from losses import PNULoss
 from selftrain.build import (
     build,
@@ -331,3 +332,23 @@ def test_a_part_without_the_methods_of_one_is_refused_before_anything_is_loaded(
     recipe = load_recipe(file, [f'{key}="{__name__}:Empty"'])
     with pytest.raises(RecipeError, match=re.escape(f"{__name__}:Empty {lacks}")):
         build(recipe)
+
+
+class MadeForRuns:
+    """Becomes something that is no part."""
+
+    def for_run(self, run):
+        return Empty()
+
+
+def test_what_a_part_becomes_in_a_run_must_have_the_methods_too(write):
+    parts = build(load_recipe(write(LEAST), [f'classifier.kind="{__name__}:MadeForRuns"']))
+    with pytest.raises(RecipeError, match=f"{__name__}:Empty as classifier: it has no fit, logits"):
+        parts.in_run("classifier", None)
+    assert parts.in_run("selector", None) is parts.selector
+
+
+def test_no_picture_is_allowed_that_would_not_be_decoded(write):
+    assert load_recipe(write(LEAST), ["data.max_image_pixels=50_000_000"]).data.max_image_pixels == MAX_PIXELS
+    with pytest.raises(RecipeError, match=r"data\.max_image_pixels.* 50000000"):
+        load_recipe(write(LEAST), ["data.max_image_pixels=50_000_001"])
