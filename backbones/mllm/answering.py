@@ -31,11 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.errors import WeightsError
 from backbones.mllm.base import Mllm
 from backbones.mllm.prompts import answer_positions, embedding_name
 from backbones.mllm.vision import Features, given_features, taken_features
 
 Variant = Literal["vanilla", "vanilla_asked", "multitask", "multitask_asked", "agentps"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
 
 class Asking(NamedTuple):
@@ -220,6 +222,25 @@ class _AdapterInputs:
                 if hasattr(layer, "cast_input_dtype_enabled"):
                     setattr(layer, "cast_input_dtype_enabled", casting)  # noqa: B010 -- a module's are tensors
             self._casting = casting
+
+
+def set_attention(module: nn.Module, attention: Attention) -> None:
+    """Let language model and tower compute attention by one of transformers' ways; "auto": its own choice.
+
+    Raises:
+        WeightsError: The model has no such way, or its package is not installed.
+    """
+    from transformers import PreTrainedModel
+
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            try:
+                # transformers' choice for the part is what a freshly loaded one has
+                part.set_attn_implementation(None if attention == "auto" else attention)  # type: ignore[arg-type]
+            except (ImportError, ValueError) as error:
+                raise WeightsError(
+                    f"{type(part).__name__} cannot compute attention by {attention!r}: {error}"
+                ) from error
 
 
 def compile_blocks(module: nn.Module, **kinds: Any) -> None:  # noqa: ANN401 -- as `torch.compile` takes them

@@ -312,15 +312,6 @@ def _base(name: str, seed: int) -> Mllm:
     return load_mllm(name, seed=seed)
 
 
-def _attend_eagerly(base: Mllm) -> None:
-    """Compute attention as plain products: fused, its gradient in bfloat16 takes longer on a CPU."""
-    from transformers import PreTrainedModel
-
-    for part in base.module.modules():
-        if isinstance(part, PreTrainedModel):
-            part.set_attn_implementation("eager")
-
-
 class Tested(NamedTuple):
     """What one way makes of the test posts [B]."""
 
@@ -352,14 +343,13 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
     settings = TrainingSettings(
         epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
         device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision=place.precision,
+        attention="eager" if place.cpu and place.precision == "bfloat16" else "auto",
     )  # fmt: skip
     # TensorFloat-32 on a GPU: fewer kernels than autocast, and these are small
     torch.set_float32_matmul_precision("high")
     accelerator = make_accelerator(settings)
     precise = accelerator.mixed_precision == "no"
     untouched = _base(base, seed if pictures else 0)  # the projector of pictures is drawn
-    if not precise and accelerator.device.type == "cpu":
-        _attend_eagerly(untouched)
     asked = question_set(drawn.task, way.variant, rounds=way.rounds)
     built = assemble(made, asked, replace(untouched, module=deepcopy(untouched.module)))
     chosen = [example(post, asked) for post in drawn.validation]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from backbones.images import MAX_PIXELS
-from backbones.mllm.answering import ASKING, Variant
+from backbones.mllm.answering import ASKING, Attention, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
 from selftrain._util.toml_sections import Section, TablePath, read_table
@@ -127,6 +127,9 @@ class TrainingSettings(Section):
     vision_cache: Path | None = None
     vision_cache_gb: float = Field(50.0, gt=0)  # what it may take of each model
     compile: bool = False  # the blocks of tower and language model by torch.compile: minutes at the beginning
+    # how language model and tower compute attention; "auto": as transformers chooses. On a CPU "eager" is the
+    # fastest for short posts in bfloat16; "flash_attention_2" wants its package
+    attention: Attention = "auto"
     learning_rate: float = Field(1e-4, gt=0, le=1)  # of adapters, the token's row and new parts, at its peak
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0)  # of everything but norms, biases and the row

@@ -22,7 +22,7 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from backbones.mllm.answering import AnsweringModel, compile_blocks, forget_compiled
+from backbones.mllm.answering import AnsweringModel, compile_blocks, forget_compiled, set_attention
 from backbones.mllm.base import to_device
 from backbones.mllm.prompts import Inputs
 from backbones.prefetch import read_ahead, workers_for
@@ -365,6 +365,8 @@ def train(
     if not posts:
         raise TrainingError("no post has a label to learn from: expected some in the grown data or manifest")
     model, main = built.model, accelerator.is_main_process
+    if settings.attention != "auto":
+        set_attention(built.base.module, settings.attention)
     if settings.compile:
         compile_blocks(built.base.module)
     order = Order(built.collator.lengths(posts), settings.batch_size, seed)
@@ -533,6 +535,8 @@ class _Work(NamedTuple):
         self.built.model.to("cpu")
         self.built.use_cache(None)
         forget_compiled(self.built.base.module)
+        if self.recipe.training.attention != "auto":
+            set_attention(self.built.base.module, "auto")
 
     def write(
         self, results: Sequence[train_loop.EpochResult], scored: Sequence[ScoredPost], task: Task, more: Json
@@ -652,7 +656,7 @@ def _identity(recipe: AgentPSRecipe, built: Built, posts: Sequence[dataset.Examp
     """Return the digest of what a training that goes on must share with the one that began."""
     kept = recipe.model_dump(mode="json", exclude={"data": True, "decisions": True})
     free = (
-        "part", "part_tokens", "workers", "compile", "device", "save_every", "evaluation_batch",
+        "part", "part_tokens", "workers", "compile", "attention", "device", "save_every", "evaluation_batch",
         "checkpointing", "precision", "vision_cache", "vision_cache_gb",
     )  # fmt: skip
     kept["training"] = {key: value for key, value in kept["training"].items() if key not in free}

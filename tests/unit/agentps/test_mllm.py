@@ -8,6 +8,7 @@ import pytest
 import torch
 from agentps_helpers import WORDING, answering, moved, tiny_embedded
 from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
+from transformers import PreTrainedModel
 
 from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm.answering import (
@@ -16,6 +17,7 @@ from backbones.mllm.answering import (
     forget_compiled,
     last_positions,
     merge,
+    set_attention,
     trained_names,
 )
 from backbones.mllm.load import load_mllm, load_reader
@@ -318,6 +320,30 @@ def test_compiled_blocks_keep_their_names_and_their_answers(family):
     assert not [one for one in model.modules() if one._compiled_call_impl is not None]
     assert trained_names(model) == names
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
+
+
+def test_attention_is_computed_as_asked_and_then_as_before(family):
+    model, reader = answering(family)
+    moved(model)
+    inputs = reader.read(PROMPTS)
+    parts = [one for one in family.module.modules() if isinstance(one, PreTrainedModel)]
+    ways = [one.config._attn_implementation for one in parts]
+    assert "sdpa" in ways
+    found = {}
+    for attention in ("auto", "eager", "sdpa"):
+        set_attention(family.module, attention)
+        with torch.no_grad():
+            found[attention] = torch.cat(model(inputs), 1)
+        if attention != "auto":
+            assert {one.config._attn_implementation for one in parts} == {attention}
+    assert not torch.equal(found["eager"], found["sdpa"])
+    assert torch.allclose(found["eager"], found["sdpa"], atol=1e-5)
+    set_attention(family.module, "auto")
+    assert [one.config._attn_implementation for one in parts] == ways
+    with torch.no_grad():
+        assert torch.equal(torch.cat(model(inputs), 1), found["auto"])
+    with pytest.raises(WeightsError, match="cannot compute attention by 'flash_attention_2'"):
+        set_attention(family.module, "flash_attention_2")
 
 
 def test_gradient_checkpointing_changes_nothing(family):

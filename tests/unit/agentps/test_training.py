@@ -13,6 +13,7 @@ import pytest
 import torch
 from agentps_helpers import TASK, accelerating, built_model, drawn_posts, training_folder
 from mllm_families import Family, llava_onevision, picture
+from transformers import PreTrainedModel
 
 from losses.process import process_loss
 from selftrain.agentps import train as training
@@ -54,6 +55,10 @@ def go(built, posts, folder, cpu, *, validate=None, identity="same", signed=Fals
         validate=validate or (lambda _: {"auc": 0.5}), accelerator=cpu, signed=signed, max_unread=max_unread,
         bar=False,
     )  # fmt: skip
+
+
+def attending(built):
+    return [one for one in built.model.modules() if isinstance(one, PreTrainedModel)]
 
 
 def weights(model):
@@ -522,6 +527,24 @@ def test_training_leaves_cudnns_attention_alone():
     with accelerating(cpu=True):
         make_accelerator(TrainingSettings(device="cpu"))
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_attention_is_the_recipes_in_training_and_transformers_own_after_it(tmp_path, cpu, monkeypatch):
+    place, seen = training_folder(tmp_path, posts=20), []
+    original = training._Work.scored
+
+    def scored(work, posts):
+        seen.append({part.config._attn_implementation for part in attending(work.built)})
+        return original(work, posts)
+
+    monkeypatch.setattr(training._Work, "scored", scored)
+    changes = [f'data.task="{place / "task.toml"}"', 'training.attention="eager"', "training.epochs=1"]
+    made = train_agentps(
+        place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
+    )
+    assert seen
+    assert all(ways == {"eager"} for ways in seen)
+    assert {part.config._attn_implementation for part in attending(made.built)} == {"sdpa"}
 
 
 # ---- what cannot go on ----------------------------------------------------------------------------------
