@@ -256,7 +256,8 @@ def draw_labelled(
 def _even(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
     if count % len(sizes):
         raise SplitError(
-            f"{count} labelled posts cannot be shared evenly by {len(sizes)} classes: ask for a multiple"
+            f"{count} labelled posts cannot be shared evenly by {len(sizes)} classes: ask for a multiple,"
+            " or set data.balanced_labels = false"
         )
     each = count // len(sizes)
     small = {name: size for name, size in sizes.items() if size < each}
