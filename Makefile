@@ -1,5 +1,5 @@
 # make quickstart   a virtual environment in .venv, then the first run
-# make test         ruff, mypy, every test but those of a real vLLM; the gpu tier says why where it is skipped
+# make test         ruff, mypy, every test but those of minutes and of a real vLLM; what is skipped says why
 # make vllm         the environment of the vLLM server, .venv-vllm
 # make test-vllm    tests against real vLLM servers; makes .venv-vllm first
 # make cases        what people bring and strangers try: those tests, and their tables in docs/reliability.md

@@ -46,7 +46,7 @@ class Parts:
         """Refuse a part without the methods that the loop calls, before anything is loaded or asked."""
         for name in _METHODS:
             part = getattr(self, name)
-            if not hasattr(part, "for_run"):
+            if name not in _FOR_RUN or not hasattr(part, "for_run"):
                 _check_methods(name, part)
 
     def in_run(self, name: str, run: RunContext) -> Any:  # noqa: ANN401 -- any kind of part
@@ -79,6 +79,8 @@ _METHODS = {
     "reviewers": Reviewers,
 }  # fmt: skip
 """Part -> the protocol whose methods it must have, or that has what it becomes in a run."""
+_FOR_RUN = ("classifier", "panel", "reviewers")
+"""Parts that may be settings until a run begins; the others are asked as they are."""
 
 # ---- recipe -> objects --------------------------------------------------------------------------------
 

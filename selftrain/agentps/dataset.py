@@ -196,7 +196,7 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
             " a finished run or a manifest with labels"
         )
     if sources.run is not None:
-        found = _of_run(sources.run, sources)
+        found = _of_run(sources.run, sources, seed)
     elif sources.reviews is not None:
         raise RecipeError("data.reviews names a batch of a run's ledger, but data.run names no run")
     else:
@@ -208,8 +208,8 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
     return found
 
 
-def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
-    """Read the grown dataset to train on, the run's own validation posts to validate on."""
+def _of_run(run: Path, sources: SourceSettings, seed: int) -> LabelledPosts:
+    """Read the grown dataset to train on, and what validates: a manifest of its own, else the run's posts."""
     folder = RunFolder(run)
     files = folder.recipe()["data"]
     own_task = folder.path / "task.toml"
@@ -217,10 +217,10 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
     grown = {str(row["id"]): row for row in read_jsonl(folder.path / "grown.jsonl")}
     validated = _scored(folder, "validation")
     posts, quarantine = dict[str, Post](), list[Json]()
-    sources = sources.model_copy(update={"columns": files.get("columns", {})})
+    own = sources.model_copy(update={"columns": files.get("columns", {})})
     for name in ("manifest", "validation", "pool"):  # never the test's
         if files.get(name) is not None:
-            read, left_out = read_posts(local_path(files[name]), task, sources)
+            read, left_out = read_posts(local_path(files[name]), task, own)
             posts |= {post.id: post for post in read}
             quarantine += left_out
     quarantine += [
@@ -238,7 +238,13 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
             posterior = provenance.get("posterior")
             label_probs[i] = float(posterior["probs"][label]) if posterior else sources.soft_target
     validation = [replace(posts[i], label=label) for i, label in validated.items() if i in posts]
-    found = LabelledPosts(task, train, label_probs, validation, quarantine)
+    if sources.validation is not None:
+        validation, left_out = read_posts(sources.validation, task, sources)
+        quarantine += left_out
+    elif grown.keys() & validated.keys():  # a run without a validation split leaves labelled posts out
+        known = [post for post in train if post.id in validated]
+        validation = _draw_validation(known, sources.validation_share, seed)[1]
+    found = LabelledPosts(task, _without(train, validation), label_probs, validation, quarantine)
     if sources.reviews is None:
         return found
     hidden = {i: replace(post, process={}) for i, post in posts.items() if post.label is not None}
@@ -274,12 +280,17 @@ def _of_manifest(sources: SourceSettings, seed: int) -> LabelledPosts:
         train, validation = list(parts["labelled"]), list(parts["validation"])
     if sources.validation is not None:
         validation, left_out = read_posts(sources.validation, task, sources)
-        known = {post.id for post in validation}
-        train = [post for post in train if post.id not in known]
+        train = _without(train, validation)
         quarantine = quarantine + left_out
     elif not validation:
         train, validation = _draw_validation(train, sources.validation_share, seed)
     return LabelledPosts(task, train, {}, validation, quarantine)
+
+
+def _without(posts: Sequence[Post], others: Iterable[Post]) -> list[Post]:
+    """Return the posts that are none of the others."""
+    ids = {post.id for post in others}
+    return [post for post in posts if post.id not in ids]
 
 
 def _draw_validation(posts: list[Post], share: float, seed: int) -> tuple[list[Post], list[Post]]:

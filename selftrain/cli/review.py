@@ -199,7 +199,7 @@ def import_file(
     ] = False,
     as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
 ) -> int:
-    """Take reviews from Label Studio's JSON, JSON-MIN or CSV export, or from our CSV.
+    """Take reviews from Label Studio's JSON, JSON-MIN or CSV export, our CSV, or JSON lines.
 
     What would spend over the budget, repeats, contradicts an earlier decision of the same reviewer, or names
     an unknown post or class is refused line by line; the rest is taken. The same file again changes nothing.

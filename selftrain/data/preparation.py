@@ -87,7 +87,8 @@ def split(
     Args:
         report: Of `read_manifest`.
         task: Its classes.
-        labelled: Labels to use; the other labelled posts join the pool, their labels hidden. None: all.
+        labelled: Labels to use, as many of each class; the other labelled posts join the pool, their labels
+            hidden. None: all.
         validation, test: Shares of the labelled posts, in [0, 1).
         by: "column": as the manifest's field `split` says; "shares": anew, whatever it says. None: by shares,
             where no post names a split.
@@ -246,22 +247,20 @@ def _split(posts: Mapping[str, Sequence[Post]], task: Task, section: DataSection
     """Build the splits with every label of train still in use: which of them to hide is drawn last."""
     manifest = posts["manifest"]
     _check_split_named(manifest, section)
-    more = posts.get("pool", ()), posts.get("test", ())
+    more = {name: posts.get(name, ()) for name in _SPLITS}
     if section.split == "column":
         parts = parts_by_column(manifest)
-        return split_given(task, *(parts[name] for name in _SPLITS))
-    if "validation" in posts:
-        return split_given(task, manifest, posts["validation"], *more)
+        return split_given(task, *(Joined(parts[name], more[name]) for name in _SPLITS))
     shares = {
         "train": section.train_share,
         "validation": section.validation_share,
         "test": section.test_share,
     }
+    if "validation" in posts:  # its share is learned from
+        shares["train"] += shares.pop("validation")
     shares = {name: share for name, share in shares.items() if share > 0}
     splits = split_by_shares(manifest, task, shares, balance=section.balance, seed=seed)
-    return split_given(
-        task, splits.labelled, splits.validation, Joined(splits.pool, more[0]), (*splits.test, *more[1])
-    )
+    return split_given(task, *(Joined(splits[name], more[name]) for name in _SPLITS))
 
 
 def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) -> Splits:

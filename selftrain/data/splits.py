@@ -116,7 +116,8 @@ def split_by_shares(
     Args:
         posts: Labelled and unlabelled.
         task: Its classes.
-        shares: "train", "validation" and, where wanted, "test" -> share, each > 0, their sum 1. Stratified.
+        shares: "train" and, where wanted, "validation" and "test" -> share, each > 0, their sum 1.
+            Stratified.
         balance: First cut the larger classes down to the smallest.
         seed: In [0, 2**32).
 
@@ -188,10 +189,10 @@ def parts_by_column(posts: Sequence[Post]) -> dict[str, Sequence[Post]]:
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
-    names = ({"train", "validation"}, {"train", "validation", "test"})
-    if set(shares) not in names or min(shares.values()) <= 0:
+    strange = "train" not in shares or shares.keys() - {"train", "validation", "test"}
+    if strange or min(shares.values()) <= 0:
         raise SplitError(
-            f'shares {dict(shares)}; expected "train", "validation" and perhaps "test", each above 0'
+            f'shares {dict(shares)}; expected "train" and perhaps "validation" and "test", each above 0'
         )
     if abs(sum(shares.values()) - 1) > 1e-9:
         raise SplitError(
@@ -212,7 +213,7 @@ def _parts(
     for members in classes.values():
         order = [members[one] for one in random.permutation(len(members))]
         tests = round(shares.get("test", 0.0) * len(order))
-        validations = tests + round(shares["validation"] * len(order))
+        validations = tests + round(shares.get("validation", 0.0) * len(order))
         test += order[:tests]
         validation += order[tests:validations]
         train += order[validations:]
@@ -255,7 +256,8 @@ def draw_labelled(
 def _even(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
     if count % len(sizes):
         raise SplitError(
-            f"{count} labelled posts cannot be shared evenly by {len(sizes)} classes: ask for a multiple"
+            f"{count} labelled posts cannot be shared evenly by {len(sizes)} classes: ask for a multiple,"
+            " or set data.balanced_labels = false"
         )
     each = count // len(sizes)
     small = {name: size for name, size in sizes.items() if size < each}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,39 @@ def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
     assert any(p.images for p in found.train)
 
 
+def test_a_manifest_validates_in_the_place_of_a_runs_own_posts(small_run, tmp_path):
+    grown = [row for row in read_jsonl(small_run / "grown.jsonl") if row["provenance"]["source"] == "label"]
+    ids = [*(f"new{i}" for i in range(len(grown))), *(row["id"] for row in grown[:3])]
+    rows = [
+        {"id": i, "text": i, "label": row["label"]} for i, row in zip(ids, grown + grown[:3], strict=True)
+    ]
+    (tmp_path / "check.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_posts(SourceSettings(run=small_run, validation=tmp_path / "check.jsonl"), 0)
+    assert [post.id for post in found.validation] == [row["id"] for row in rows]
+    assert not {post.id for post in found.train} & {row["id"] for row in rows}
+
+
+def test_of_a_run_without_validation_posts_a_share_of_the_labelled_ones_validates(small_run, tmp_path):
+    """Its rounds leave every labelled post out once, and measure on all of them: these are learned from."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    grown = list(read_jsonl(run / "grown.jsonl"))
+    labelled = {row["id"]: row["label"] for row in grown if row["provenance"]["source"] == "label"}
+    folder = RunFolder(run)
+    scores = folder.round_path(folder.best_round()) / "scores.jsonl"
+    one = next(iter(read_jsonl(scores)))
+    left_out = [one | {"id": i, "label": label, "split": "validation"} for i, label in labelled.items()]
+    checksums.write_jsonl(scores, left_out)
+    found = load_posts(SourceSettings(run=run, validation_share=0.25), 0)
+    train, validation = ({post.id for post in posts} for posts in (found.train, found.validation))
+    assert validation < labelled.keys()
+    assert Counter(labelled[i] for i in validation) == {
+        label: round(count / 4) for label, count in Counter(labelled.values()).items()
+    }
+    assert train | validation == {row["id"] for row in grown}
+    assert not train & validation
+
+
 def test_nothing_that_the_run_hid_is_learned_from(run_with_questions):
     """The manifest answers the question about every post; the run hid the pool's answers with its labels."""
     found = load_posts(SourceSettings(run=run_with_questions), 0)
@@ -177,8 +212,6 @@ def test_a_models_answer_is_worth_its_probability_and_a_persons_is_certain():
 
 
 def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, tmp_path):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     rows = list(read_jsonl(run / "grown.jsonl"))

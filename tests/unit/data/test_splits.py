@@ -47,6 +47,13 @@ def test_shares_are_stratified_and_the_rest_of_train_is_hidden():
     assert all(post.process == {"q": "yes"} for post in splits.pool if post.id not in splits.truth)
 
 
+@pytest.mark.parametrize(("shares", "tests"), [({"train": 1.0}, 0), ({"train": 0.8, "test": 0.2}, 12)])
+def test_no_validation_posts_are_needed(shares, tests):
+    splits = split_by_shares(posts_of(30, 30, 1), TASK, shares)
+    assert (len(splits.labelled), len(splits.validation), len(splits.test)) == (60 - tests, 0, tests)
+    assert not len(build_corpus(splits, TASK, None).validation)
+
+
 def test_balance_cuts_the_larger_class_and_balanced_draws_evenly():
     splits = draw_from(posts_of(500, 100), labelled=40, balanced=True, balance=True)
     assert labels_of(splits.test) == {"spam": 10, "ham": 10}
@@ -153,7 +160,13 @@ def test_too_few_of_a_class_to_draw_from_and_an_empty_pool():
 
 
 @pytest.mark.parametrize(
-    "shares", [{"train": 1.0}, {"train": 0.8, "validation": 0.3}, {"train": 1.2, "validation": -0.2}]
+    "shares",
+    [
+        {"validation": 1.0},
+        {"train": 0.5, "pool": 0.5},
+        {"train": 0.8, "validation": 0.3},
+        {"train": 1.2, "validation": -0.2},
+    ],
 )
 def test_shares_that_are_none(shares):
     with pytest.raises(SplitError, match="shares"):

@@ -348,6 +348,12 @@ def test_what_a_part_becomes_in_a_run_must_have_the_methods_too(write):
     assert parts.in_run("selector", None) is parts.selector
 
 
+@pytest.mark.parametrize("key", ["verification.rule", "selection.kind", "loss.kind"])
+def test_a_part_that_no_run_is_shown_to_needs_its_methods_at_once(write, key):
+    with pytest.raises(RecipeError, match=f"{__name__}:MadeForRuns as .*: it has no"):
+        build(load_recipe(write(LEAST), [f'{key}="{__name__}:MadeForRuns"']))
+
+
 def test_no_picture_is_allowed_that_would_not_be_decoded(write):
     assert load_recipe(write(LEAST), ["data.max_image_pixels=50_000_000"]).data.max_image_pixels == MAX_PIXELS
     with pytest.raises(RecipeError, match=r"data\.max_image_pixels.* 50000000"):
