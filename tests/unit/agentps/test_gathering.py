@@ -213,7 +213,7 @@ def test_a_models_answer_keeps_its_probability_in_every_form_of_manifest(place, 
 
 
 def test_answers_laid_over_leave_what_is_said_of_the_others(place):
-    """The manifest's own answer is a model's, and so is the one that another manifest has of another question."""
+    """Of one question the manifest itself has a model's answer, of another one the manifest laid over it."""
     own = [replace(one, process={}, extra={}) for one in drawn_posts(40)]
     own[0] = replace(own[0], process={"insult": "yes"}, extra=told_by_a_model("insult", "yes", 0.6))
     write_manifest(own, place / "posts.jsonl")
