@@ -209,8 +209,7 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
     The language part is one that transformers and vLLM load by themselves; answer_heads/ holds what they do
     not know. ModelError: `out` holds something already.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ModelError(f"{out} is not empty: give --merge a folder of its own")
+    check_merged_to(out)
     out.mkdir(parents=True, exist_ok=True)
     built = trained_model.built
     with atomic.writing(out):
@@ -225,6 +224,12 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
         "decisions": decisions_to_json(built.questions, trained_model.decisions),
     }  # fmt: skip
     checksums.write_json(out / MERGED, trained_model.about | more)
+
+
+def check_merged_to(out: Path) -> None:
+    """Refuse, with a ModelError, a folder that something lies in already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} is not empty: give --merge a folder of its own")
 
 
 # ---- trained weights, and a training in progress --------------------------------------------------------
@@ -285,17 +290,7 @@ def load_training(
     if not file.exists():
         return TrainingState()
     tensors, metadata = read_tensors(file)
-    try:
-        progress = dict(json.loads(metadata.get("progress", "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ModelError(
-            f"{file} does not say how far training is ({error}): remove it to begin again"
-        ) from error
-    if progress.get("identity") != identity:
-        raise ModelError(
-            f"{file.parent} holds a training of other posts or settings: give another --out, or restore the"
-            " recipe and the data that it was begun with"
-        )
+    progress = _progress(metadata, file, identity)
     weights, moments = dict[str, Tensor](), defaultdict[int, dict[str, Tensor]](dict)
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
@@ -312,6 +307,32 @@ def load_training(
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": laid})
     return TrainingState(progress["step"], tuple(EpochResult(*one) for one in progress["results"]))
+
+
+def check_training(file: Path, identity: str) -> None:
+    """Refuse, with a ModelError, to go on in a folder that holds another training; raises as `load_training`.
+
+    Before anything is written there: what the folder says of its training must stay to be restored.
+    """
+    if file.exists():
+        with _opened(file) as opened:
+            _progress(opened.metadata() or {}, file, identity)
+
+
+def _progress(metadata: Mapping[str, str], file: Path, identity: str) -> Json:
+    """Return how far a training is; ModelError: the file does not say it, or is of another one."""
+    try:
+        progress = dict(json.loads(metadata.get("progress", "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{file} does not say how far training is ({error}): remove it to begin again"
+        ) from error
+    if progress.get("identity") != identity:
+        raise ModelError(
+            f"{file.parent} holds a training of other posts or settings: give another --out, or restore the"
+            " recipe and the data that it was begun with"
+        )
+    return progress
 
 
 def fill_weights(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -17,7 +17,9 @@ from backbones.mllm.prompts import Wording
 from selftrain._util.object_urls import local_path
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
+from selftrain.data import model_answers
 from selftrain.data.manifest import read_manifest
+from selftrain.data.model_answers import answer_table
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column, require
 from selftrain.data.task import Question, Task, load_task
@@ -28,9 +30,10 @@ from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.store.scores import FILE as SCORES
 
 FINAL = "final"
-PROVENANCE = "process_provenance"
+PROVENANCE = model_answers.PROVENANCE
 """Field of a post: question -> a model's answer with its probability, as `selftrain annotate` writes it."""
 Target = Float32Array
+_ABOVE_CHANCE = 1e-6  # what keeps an answer the largest of its target, however little its model believed it
 
 # ---- questions ------------------------------------------------------------------------------------------
 
@@ -104,7 +107,7 @@ def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example
     """Return a post with what is known of it; its video, if it has one, stands for its pictures.
 
     `prob` is that of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
-    TaskError: a label or an answer that the task does not know.
+    TaskError, DataError: a label or an answer that the task does not know; a model's that cannot be read.
     """
     pictures = post.images if post.video is None else (post.video,)
     process = (
@@ -117,14 +120,23 @@ def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example
 
 
 def _answer_prob(post: Post, question: Question) -> float:
-    """Return what an answer is worth as a target: a model's own probability, or 1 for a person's."""
-    given = post.extra.get(PROVENANCE)
-    entry = given.get(question.name) if isinstance(given, dict) else None
+    """Return what an answer is worth as a target: a model's own probability, or 1 for a person's.
+
+    DataError: a probability that is none.
+    """
+    entry = answer_table(post, PROVENANCE).get(question.name)
     # an answer that differs from the model's was corrected by a person
     if not isinstance(entry, dict) or entry.get("answer") != post.process.get(question.name):
         return 1.0
     prob = entry.get("probability")
-    return 1.0 if prob is None else max(float(prob), 1.0 / len(question.answers))
+    if prob is None:
+        return 1.0
+    if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
+        raise DataError(
+            f"post {post.id!r}: {PROVENANCE} gives the answer to {question.name!r} the probability"
+            f" {prob!r:.80}; expected a number in [0, 1], or none: correct it, or take the field out"
+        )
+    return max(float(prob), 1.0 / len(question.answers) + _ABOVE_CHANCE)
 
 
 def make_target(answers: Sequence[str], answer: str | None, prob: float = 1.0) -> Target:
@@ -347,13 +359,15 @@ def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings)
     answers = {post.id: post for post in read}
 
     def filled(post: Post) -> Post:
-        """Return a post with the other's answers, and with what that says of the models' among them."""
+        """Return a post with the other's answers, each with what is said of the model that gave it."""
         other = answers.get(post.id)
         if other is None:
             return post
+        own, given = answer_table(post, PROVENANCE), answer_table(other, PROVENANCE)
+        told = {name: entry for name, entry in own.items() if name not in other.process}
+        told |= {name: entry for name, entry in given.items() if name in other.process}
         extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
-        if PROVENANCE in other.extra:
-            extra[PROVENANCE] = other.extra[PROVENANCE]
+        extra |= {PROVENANCE: told} if told else {}
         return replace(post, process={**post.process, **other.process}, extra=extra)
 
     train, validation = ([*map(filled, posts)] for posts in (found.train, found.validation))

@@ -17,6 +17,7 @@ from selftrain.agentps import checkpoint
 from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of, example, make_target
 from selftrain.agentps.decisions import Decisions, decided, full_report, set_goals, with_answers
 from selftrain.agentps.evaluate import ScoredPost, question_scores, score
+from selftrain.data.model_answers import PROVENANCE
 from selftrain.data.posts import Post
 from selftrain.models.predictor import Prediction, ValidationScores
 from selftrain.store import checksums
@@ -97,11 +98,12 @@ def predict(
 
 
 def _known(post: Post, asked: QuestionSet) -> Post:
-    """The post without a label or an answer of another task."""
+    """The post without a label or an answer of another task; what is known is so, whoever said it."""
     answers = {one.name: one.answers for one in asked.all}
     label = post.label if post.label in asked.final.answers else None
     process = {k: v for k, v in post.process.items() if v in answers.get(k, ())}
-    return replace(post, label=label, process=process)
+    extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
+    return replace(post, label=label, process=process, extra=extra)
 
 
 def to_prediction(asked: QuestionSet, one: ScoredPost) -> Prediction:

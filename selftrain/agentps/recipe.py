@@ -136,7 +136,7 @@ class TrainingSettings(Section):
     warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps over which the rates rise
     clip: float = Field(1.0, gt=0)  # the largest norm of a gradient
     # question -> weight in the loss, "final" among them; 1 for those not named
-    weights: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, Weight] = Field(default_factory=dict)
     # question -> weight of each answer in its loss: "balanced", so that every answer weighs alike however
     # many posts have it, or numbers, 1 for answers not named
     class_weights: dict[str, Literal["balanced"] | dict[str, Weight]] = Field(default_factory=dict)
@@ -161,9 +161,15 @@ class TrainingSettings(Section):
         return self
 
     def question_weights(self, questions: Sequence[str]) -> tuple[float, ...]:
-        """Return w_q of each question, in their order, "final" last; RecipeError: one that is not asked."""
+        """Return w_q of each question, in their order, "final" last.
+
+        RecipeError: one that is not asked, or 0 for every question.
+        """
         check_names("training.weights names", self.weights, questions)
-        return tuple(self.weights.get(name, 1.0) for name in questions)
+        weights = tuple(self.weights.get(name, 1.0) for name in questions)
+        if not any(weights):
+            raise RecipeError("training.weights is 0 for every question: nothing is learned")
+        return weights
 
     def answer_weights(self, counts: Mapping[str, Mapping[str, int]]) -> list[list[float]] | None:
         """Return the weight of every answer of each question, in their order; None where all are 1.
@@ -181,7 +187,7 @@ def _answer_weights(
 ) -> list[float]:
     if given == "balanced":
         # every answer the same sum, and the mean over the posts 1; an answer that no post has weighs nothing
-        mean = sum(counts.values()) / sum(count > 0 for count in counts.values())
+        mean = sum(counts.values()) / max(sum(count > 0 for count in counts.values()), 1)
         return [mean / count if count else 1.0 for count in counts.values()]
     check_names(f"training.class_weights.{question} names", given, counts)
     weights = [float(given.get(answer, 1.0)) for answer in counts]
@@ -250,8 +256,8 @@ def load_agentps_recipe(
         named: dict[str, Path | None] = {"run": None, "manifest": source.resolve()}
     else:
         named = {"run": source.resolve(), "manifest": None}
-        typed = any(one.partition("=")[0].strip() == "data.task" for one in overrides)
-        if recipe.data.manifest is not None and not typed:
-            # the file's task belongs to the file's manifest; a run has its own
-            named["task"] = None
+        typed = {one.partition("=")[0].strip() for one in overrides}
+        if recipe.data.manifest is not None:
+            # the file's task and validation posts belong to the file's manifest; a run has its own
+            named |= {key: None for key in ("task", "validation") if f"data.{key}" not in typed}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=named)})

@@ -556,6 +556,8 @@ class _Work(NamedTuple):
             "decisions": checkpoint.decisions_to_json(asked, decisions),
         }
         settings, base = self.recipe.model_settings(), self.built.base
+        if Path(settings.base).is_dir():  # whoever opens the model may stand elsewhere
+            settings = settings.model_copy(update={"base": str(Path(settings.base).resolve())})
         if base.revision:  # whoever opens the model gets these weights, wherever the branch is by then
             settings = settings.model_copy(update={"revision": base.revision})
         checkpoint.describe(self.out, settings, task, asked, base=base.fingerprint, more=about)
@@ -580,8 +582,10 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
         if accelerator.is_main_process:
             redecide(checkpoint.fill(out, built, found.task, settings), recipe.decisions)
             _write_recipe(out, recipe)
+            (out / PROGRESS).unlink(missing_ok=True)  # where it was killed between its last two writes
         accelerator.wait_for_everyone()
         return checkpoint.fill(out, built, found.task, settings)
+    checkpoint.check_training(out / PROGRESS, identity)
     if accelerator.is_main_process:
         _begin(out, recipe, found)
     accelerator.wait_for_everyone()

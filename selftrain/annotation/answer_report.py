@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from agents.judgment import rounded
 from selftrain._util.types import Interval, Json
-from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
+from selftrain.annotation.answers import FINAL, known_answers
+from selftrain.data.model_answers import MISSING, answer_table
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 from selftrain.models.metrics import wilson
@@ -140,7 +141,7 @@ def annotation_report(
 ) -> AnnotationReport:
     """Report on posts as they are written."""
     known = [known_answers(post) for post in posts]
-    lacking = [table(post, MISSING) for post in posts]
+    lacking = [answer_table(post, MISSING) for post in posts]
 
     def one(name: str, wording: str, counting: str | float | None, answers: Sequence[str]) -> QuestionReport:
         recorded = [each.model.get(name, {}).get("answer") for each in known]

@@ -1,29 +1,24 @@
 """What a model answered, as a manifest carries it, and where in a post it stands.
 
-process             question -> answer, a person's or a model's
-process_provenance  question -> the model's answer that stands in `process`, with probability and rationale
-process_model       question -> the model's answer where a person had given one already
-process_missing     question -> why the model gave no answer
-label_model         the class that the model named when asked for it directly
+`process` holds the answer to a question, a person's or a model's; `selftrain.data.model_answers` names the
+fields of the rest.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from agents.ask.questioner import QuestionAnswer
 from agents.judgment import State, rounded
+from selftrain.data.model_answers import DIRECT, MISSING, MODEL, PROVENANCE, answer_table
 from selftrain.data.posts import Post
 from selftrain.data.task import Question
-from selftrain.errors import ManifestError
 
 FINAL = "final question"
 """The name of the final question, asked directly; no ancillary question may have it."""
 
-PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
 PEOPLE = ("label", "human")
 """Sources of a grown dataset's labels that people gave."""
 UNSURE = "the model cannot tell"
@@ -70,8 +65,11 @@ class KnownAnswers(NamedTuple):
 
 
 def known_answers(post: Post) -> KnownAnswers:
-    """Return people's and models' answers of a post, told apart by what is recorded; raises as `table`."""
-    provenance, model = table(post, PROVENANCE), dict(table(post, MODEL))
+    """Return people's and models' answers of a post, told apart by what is recorded.
+
+    Raises as `answer_table`.
+    """
+    provenance, model = answer_table(post, PROVENANCE), dict(answer_table(post, MODEL))
     known = {}
     for name, answer in post.process.items():
         entry = provenance.get(name)
@@ -80,38 +78,19 @@ def known_answers(post: Post) -> KnownAnswers:
             model[name] = entry
         else:
             known[name] = answer
-    if direct := table(post, DIRECT):
+    if direct := answer_table(post, DIRECT):
         model[FINAL] = direct
     # a grown dataset says where its labels come from: pseudo-labels are nobody's word
-    if post.label is not None and table(post, "provenance").get("source", "label") in PEOPLE:
+    if post.label is not None and answer_table(post, "provenance").get("source", "label") in PEOPLE:
         known[FINAL] = post.label
     return KnownAnswers(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
-
-
-def table(post: Post, name: str) -> Mapping[str, Any]:
-    """Return an extra field that is a table, of JSON text in CSV; ManifestError: it is something else."""
-    value = post.extra.get(name, {})
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, dict):
-        if name == "provenance":  # a common word: where it is not ours it means nothing to us
-            return {}
-        raise ManifestError(
-            f"post {post.id!r}: the field {name!r} holds {post.extra[name]!r:.80}; expected a table of a"
-            " model's answers, as `selftrain annotate` writes it: rename or remove it"
-        )
-    # a Parquet file of somebody else's making names every question in every row
-    return {key: entry for key, entry in value.items() if entry is not None}
 
 
 def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
     """Return the post with what was answered; people's answers and earlier ones that got no new one stay."""
     known = known_answers(post).known
     process = dict(post.process)
-    tables = {name: dict(table(post, name)) for name in (PROVENANCE, MODEL, MISSING, DIRECT)}
+    tables = {name: dict(answer_table(post, name)) for name in (PROVENANCE, MODEL, MISSING, DIRECT)}
     for name, answer in answers.items():
         tables[MISSING].pop(name, None)
         if isinstance(answer, str):

@@ -85,6 +85,8 @@ def train(
 
     Killed, the same command goes on from the last step saved, to the same weights.
     """
+    if merge is not None:
+        checkpoint.check_merged_to(merge)
     named = [] if task is None else [f"data.task={json.dumps(str(task))}"]
     trained = training.train_agentps(
         source, out, recipe=recipe, overrides=[*named, *overrides], bar=sys.stderr.isatty()
@@ -121,7 +123,7 @@ def from_run(
     """
     made = recipes.load_agentps_recipe(recipe, overrides, source=run)
     found = dataset.load_posts(made.data, made.seed)
-    answers = out / "answers.jsonl"
+    answers = out.resolve() / "answers.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     _ask(found, annotation.annotation_settings(None, servers, token_cap), answers)
     data = made.data.model_copy(update={"process": answers})
@@ -142,7 +144,12 @@ def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, 
     plan = [
         one._replace(asks=tuple(ask for ask in one.asks if ask.name not in one.post.process))
         for one in annotation.plan_questions(
-            posts, found.task, found.task.questions, max_images=settings.vlm.max_images
+            # `again`: an answer beside a person's that the run hid stands in no post's `process`
+            posts,
+            found.task,
+            found.task.questions,
+            again=True,
+            max_images=settings.vlm.max_images,
         )
     ]
     questioner = annotation.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
@@ -215,6 +222,11 @@ def evaluate(
 ) -> None:
     """Measure every question, and draw a page."""
     where = _check_device(device)
+    if (out / checkpoint.ABOUT).exists():
+        raise SelftrainError(
+            f"{out} is the folder of a model, whose own validation posts and metrics would be lost: give"
+            " another --out"
+        )
     loaded = checkpoint.load(model)
     if rules:
         asked = loaded.built.questions.all

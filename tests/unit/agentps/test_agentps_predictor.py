@@ -104,6 +104,14 @@ def test_workers_get_the_same_model_and_give_the_same_bytes(place, tmp_path, mon
     assert found.pop().count(b"\n") == len((place / "posts.jsonl").read_text().splitlines())
 
 
+def test_the_base_is_found_from_wherever_a_model_is_opened(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    words = ['data.task="task.toml"', 'model.base="base"', "training.epochs=1"]
+    train_agentps("posts.jsonl", tmp_path / "model", recipe="recipe.toml", overrides=words, bar=False)
+    monkeypatch.chdir(tmp_path)
+    assert load(tmp_path / "model").settings.base == str(place / "base")
+
+
 def test_validation_scores_are_those_of_the_kept_epoch(place):
     validation = load_predictor(place / "model").validation()
     rows = [json.loads(line) for line in (place / "model" / "validation.jsonl").read_text().splitlines()]

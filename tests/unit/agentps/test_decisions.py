@@ -250,6 +250,15 @@ def test_evaluate_sets_a_rule_on_the_models_own_validation_posts_and_keeps_it(pl
     assert "expected some of ['insult', 'tone', 'final']" in capsys.readouterr().err
 
 
+def test_a_models_own_folder_is_not_measured_into(place, tmp_path, capsys):
+    shutil.copytree(place / "model", tmp_path / "model")
+    model = str(tmp_path / "model")
+    assert main(["agentps", "evaluate", model, str(place / "posts.jsonl"), "--out", model]) == 2
+    assert "is the folder of a model, whose own validation posts" in capsys.readouterr().err
+    for name in ("validation.jsonl", "metrics.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (place / "model" / name).read_bytes()
+
+
 def test_the_page_shows_rules_and_calibration(place):
     write_report(place / "model", place / "model" / "report.html")
     html = (place / "model" / "report.html").read_text()

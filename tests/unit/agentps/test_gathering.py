@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agentps_helpers import TASK, drawn_posts
 
 from selftrain.agentps.dataset import (
+    answer_of,
     example,
     load_posts,
     of_split,
@@ -209,6 +211,64 @@ def test_a_models_answer_is_worth_its_probability_and_a_persons_is_certain():
     insult, tone, _ = example(post, asked).targets
     assert insult.tolist() == pytest.approx([0.7, 0.3])
     assert tone.tolist() == [0, 0, 1], "a person put it right"
+
+
+def told_by_a_model(question, answer, prob):
+    return {"process_provenance": {question: {"answer": answer, "probability": prob}}}
+
+
+@pytest.mark.parametrize(("question", "answer", "prob"), [("insult", "no", 0.5), ("tone", "merry", 0.1)])
+def test_an_answer_its_model_hardly_believed_is_still_the_answer(question, answer, prob):
+    """A target that is even would be read as the first answer, in thresholds and figures too."""
+    asked = question_set(TASK, "agentps")
+    found = example(
+        Post("a", "x", (), "rude", {question: answer}, told_by_a_model(question, answer, prob)), asked
+    )
+    place = [one.name for one in asked.process].index(question)
+    target, answers = found.targets[place], asked.process[place].answers
+    assert answers[answer_of(target)] == answer
+    assert target.tolist() == pytest.approx([1 / len(answers)] * len(answers), abs=1e-5)
+
+
+@pytest.mark.parametrize("prob", [float("nan"), 1.5, -0.1, "often", [0.5], True])
+def test_a_probability_that_is_none_is_refused_by_its_post(prob):
+    post = Post("odd", "x", (), "rude", {"insult": "no"}, told_by_a_model("insult", "no", prob))
+    with pytest.raises(
+        DataError, match=r"post 'odd': .* 'insult' the probability .*expected a number in \[0"
+    ):
+        example(post, question_set(TASK, "agentps"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_models_answer_keeps_its_probability_in_every_form_of_manifest(place, suffix):
+    file = place / f"told.{suffix}"
+    write_manifest([Post("a", "x", (), "rude", {"insult": "no"}, told_by_a_model("insult", "no", 0.7))], file)
+    [post] = read_posts(file, TASK, SourceSettings())[0]
+    assert example(post, question_set(TASK, "agentps")).targets[0].tolist() == pytest.approx([0.3, 0.7])
+
+
+def test_answers_laid_over_leave_what_is_said_of_the_others(place):
+    """Of one question the manifest itself has a model's answer, of another one the manifest laid over it."""
+    own = [replace(one, process={}, extra={}) for one in drawn_posts(40)]
+    own[0] = replace(own[0], process={"insult": "yes"}, extra=told_by_a_model("insult", "yes", 0.6))
+    write_manifest(own, place / "posts.jsonl")
+    other = Post("p0", "x", (), None, {"tone": "calm"}, told_by_a_model("tone", "calm", 0.9))
+    write_manifest([other], place / "more.jsonl")
+    found = load_posts(section(place, process=place / "more.jsonl"), 0)
+    [post] = [one for one in (*found.train, *found.validation) if one.id == "p0"]
+    insult, tone, _ = example(post, question_set(TASK, "agentps")).targets
+    assert insult.tolist() == pytest.approx([0.6, 0.4])
+    assert tone.tolist() == pytest.approx([0.05, 0.9, 0.05])
+
+
+def test_a_validation_manifest_counts_with_a_run_too(small_run, tmp_path):
+    whole = load_posts(SourceSettings(run=small_run), 0)
+    chosen = [replace(one, images=()) for one in whole.train if one.text]
+    chosen = [next(one for one in chosen if one.label == name) for name in whole.task.names]
+    write_manifest([replace(one, extra={}) for one in chosen], tmp_path / "check.jsonl")
+    found = load_posts(SourceSettings(run=small_run, validation=tmp_path / "check.jsonl"), 0)
+    assert [one.id for one in found.validation] == [one.id for one in chosen]
+    assert {one.id for one in found.train} == {one.id for one in whole.train} - {one.id for one in chosen}
 
 
 def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, tmp_path):

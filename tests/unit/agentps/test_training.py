@@ -22,7 +22,7 @@ from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import headline, score, score_share
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, part_sizes, stack_targets
-from selftrain.agentps.recipe import ModelSettings, TrainingSettings
+from selftrain.agentps.recipe import ModelSettings, TrainingSettings, load_agentps_recipe
 from selftrain.agentps.train import (
     QUARANTINE,
     Order,
@@ -31,6 +31,7 @@ from selftrain.agentps.train import (
     train,
     train_agentps,
 )
+from selftrain.cli import main
 from selftrain.errors import (
     DataError,
     ModelError,
@@ -465,6 +466,49 @@ def test_weights_of_what_is_not_asked_are_refused(given, words):
     counts = {"tone": {"angry": 1, "calm": 2}, "final": {"rude": 1, "kind": 1}}
     with pytest.raises(RecipeError, match=words):
         TrainingSettings(class_weights=given).answer_weights(counts)
+
+
+def test_a_question_without_answers_is_no_division_by_nothing():
+    counts = {"tone": {"angry": 0, "calm": 0}, "final": {"rude": 1, "kind": 3}}
+    assert TrainingSettings(class_weights={"tone": "balanced"}).answer_weights(counts)[0] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("weight", ["-1.0", "nan", "inf"])
+def test_weights_of_questions_are_numbers_from_0_on(weight):
+    with pytest.raises(RecipeError, match="weights"):
+        load_agentps_recipe(None, [f"training.weights={{final={weight}}}"])
+    with pytest.raises(RecipeError, match="0 for every question"):
+        TrainingSettings(weights={"tone": 0.0, "final": 0.0}).question_weights(["tone", "final"])
+
+
+def test_what_another_training_says_of_itself_stays_where_it_is_refused(tmp_path, cpu, monkeypatch):
+    place = training_folder(tmp_path, posts=40)
+    words = [f'data.task="{place / "task.toml"}"', "data.validation_share=0.4", "training.epochs=1"]
+
+    def begin(*more):
+        manifest, recipe = place / "posts.jsonl", place / "recipe.toml"
+        train_agentps(manifest, place / "model", recipe=recipe, overrides=[*words, *more], bar=False)
+
+    def stop(*_args, **_kinds):
+        raise CutOffError
+
+    monkeypatch.setattr(training._Work, "write", stop)
+    with pytest.raises(CutOffError):
+        begin()
+    before = (place / "model" / "training.toml").read_bytes()
+    with pytest.raises(ModelError, match="other posts or settings"):
+        begin("seed=5")
+    assert (place / "model" / "training.toml").read_bytes() == before
+
+
+def test_a_folder_to_merge_into_is_looked_at_before_training(tmp_path, capsys):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "mine").touch()
+    (tmp_path / "posts.jsonl").touch()
+    words = ["agentps", "train", str(tmp_path / "posts.jsonl"), "--out", str(tmp_path / "model")]
+    assert main([*words, "--merge", str(tmp_path / "merged")]) == 2
+    assert "is not empty: give --merge a folder of its own" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
 
 
 def test_with_weights_a_rare_class_is_found_more_often(tmp_path, cpu, as_examples):

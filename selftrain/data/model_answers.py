@@ -1,0 +1,37 @@
+"""Models' answers in a post, as `selftrain annotate` writes them: extra fields that are tables.
+
+process_provenance  question -> the model's answer that stands in `process`, with probability and rationale
+process_model       question -> the model's answer where a person had given one already
+process_missing     question -> why the model gave no answer
+label_model         the class that the model named when asked for it directly
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from selftrain.data.posts import Post
+from selftrain.errors import ManifestError
+
+PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
+
+
+def answer_table(post: Post, name: str) -> Mapping[str, Any]:
+    """Return an extra field that is a table, of JSON text in CSV; ManifestError: it is something else."""
+    value = post.extra.get(name, {})
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, dict):
+        if name == "provenance":  # a common word: where it is not ours it means nothing to us
+            return {}
+        raise ManifestError(
+            f"post {post.id!r}: the field {name!r} holds {post.extra[name]!r:.80}; expected a table of a"
+            " model's answers, as `selftrain annotate` writes it: rename or remove it"
+        )
+    # a Parquet file of somebody else's making names every question in every row
+    return {key: entry for key, entry in value.items() if entry is not None}
