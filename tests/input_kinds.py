@@ -262,7 +262,7 @@ def ours():  # noqa: PLR0915 -- a list
     aside(TYPE, ".parquet", 0, parquet(text=arrow([b"\xff"] * 8, pa.binary())), "text cannot be read")
     read(TYPE, ".parquet", parquet(photo=[b"\xff\xd8"] * 8), "left out where it cannot be read")
     refused("damaged", ".parquet", parquet()[:-30], "Parquet")
-    refused("empty", ".csv", b"", "expected a header with 'id'")
+    refused("empty", ".csv", b"", "is empty; expected a line of column names")
     aside("empty", ".jsonl", 0, b"", "no rows")
     return kinds
 
@@ -466,7 +466,7 @@ def outsiders():  # noqa: PLR0915 -- a list
     refused("foreign file", ".csv", png, "is a picture")
     refused("foreign file", ".csv", b"\0" * 1000, "NUL bytes")
     refused("foreign file", ".jsonl", b"\x80\x04\x95" + b"x" * 40, "pickle")
-    refused("empty", ".csv", b"\n\n\n", "expected a header with 'id'")
+    refused("empty", ".csv", b"\n\n\n", "is empty; expected a line of column names")
     aside("empty", ".csv", 0, "id,text,label\n", "no rows")
     aside("empty", ".json", 0, "[]", "no rows")
     aside("empty", ".json", 0, "{}", "no id among []")

@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from runs.bench import cost, frontier, scale
 from runs.bench.act_tables import means_of_ways
+from runs.bench.agentps import ENDS
 from runs.bench.judges import values_of
 from runs.bench.loop_study import WHOLE
-from runs.bench.paired import points_over, t_over_seeds
+from runs.bench.paired import points_over, t_interval, t_over_seeds
 from runs.bench.study import Figures
 from selftrain._util.types import Interval
 
@@ -113,8 +114,10 @@ def _interval(found: Interval) -> str:
 
 
 def _spread(drawn: Sequence[float]) -> str:
-    """Return mean ± sd; empty where nothing was measured."""
-    return f"{_short(fmean(drawn), 3)} ± {_short(stdev(drawn), 3)}" if drawn else ""
+    """Return mean ± sd, that of one value alone; empty where nothing was measured."""
+    if not drawn:
+        return ""
+    return _short(fmean(drawn), 3) + (f" ± {_short(stdev(drawn), 3)}" if len(drawn) > 1 else "")
 
 
 def _short(value: float, digits: int) -> str:
@@ -218,7 +221,8 @@ VARIANTS = {
     "multitask, fed": ("no", "at the last token"),
     "agentps": ("yes", "at their answer tokens"),
 }
-PAIRS = "pairs, exactly one"
+PAIRS = "pairs, exactly one", 1000, ""
+MEMES = "hateful memes", 4000, ", bfloat16"
 EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (250, 100, 50) for told, asked in
                    (("500 posts asked", "500"), ("whole pool", "all")))  # fmt: skip
 USUAL_SIZE = (Column("100 labels, 500 posts asked", 100, "500"),)
@@ -236,16 +240,38 @@ def _act(figures: Figures) -> Iterator[str]:
         yield _line(label, [f"{fmean(found[one, way]):.1f}" for one in ERRORS])
 
 
-def _agentps(figures: Figures) -> Iterator[str]:
+def _variants(figures: Figures, dataset: str, n: int, precision: str = "") -> Iterator[str]:
     yield from _head(
         "variant",
-        ["questions in the prompt", "process heads", "AUC", "macro-F1", "AUC of the process answers"],
-    )
+        [
+            "questions in the prompt", "process heads", "AUC", "macro-F1", "recall at precision .60",
+            "AUC of the process answers",
+        ],
+    )  # fmt: skip
     for method, about in VARIANTS.items():
         cells = []
-        for metric in ("auc", "macro_f1", "process_auc"):
-            cells.append(_spread(list(figures.values(method, 1000, metric, dataset=PAIRS).values())))
-        yield _line(method, [*about, *cells])
+        for metric in ("auc", "macro_f1", "recall_at_precision_60", "process_auc"):
+            found = figures.values(method + precision, n, metric, dataset=dataset)
+            cells.append(_spread(list(found.values())))
+        if any(cells):
+            yield _line(method, [*about, *cells])
+
+
+def _over_vanilla(figures: Figures, dataset: str, n: int, precision: str) -> Iterator[str]:
+    """Yield a line a seed, with intervals over its test posts, and the means with those over the seeds."""
+    metrics = {"AUC": "auc", "recall at precision .60": "recall_at_precision_60"}
+    found: dict[str, dict[int, Interval]] = {}
+    for way in VARIANTS:
+        for told, metric in metrics.items():
+            over = f"{way}{precision} over vanilla{precision}"
+            ends = [figures.values(over, n, metric + end, dataset=dataset) for end in ENDS]
+            by_seed = {seed: Interval(*(100 * one[seed] for one in ends)) for seed in ends[0]}
+            if by_seed:
+                found[f"{way}: {told}"] = by_seed
+    yield from _head("points over vanilla", list(found))
+    for seed in sorted(set().union(*found.values())):
+        yield _line(f"seed {seed}", [_interval(one[seed]) if seed in one else "" for one in found.values()])
+    yield _line("mean", [_interval(t_interval([x.value for x in one.values()])) for one in found.values()])
 
 
 def _single(
@@ -412,7 +438,9 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "hsol parts": ("hsol", lambda figures: _loop_parts(figures, "hsol")),
     "harmeme parts": ("harmeme", lambda figures: _loop_parts(figures, "harmeme")),
     "act": ("act", _act),
-    "agentps": ("agentps", _agentps),
+    "agentps": ("agentps", lambda figures: _variants(figures, *PAIRS)),
+    "agentps, memes": ("agentps", lambda figures: _variants(figures, *MEMES)),
+    "agentps over vanilla, memes": ("agentps", lambda figures: _over_vanilla(figures, *MEMES)),
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
     "agent forms": ("agents", _forms),
     "serve": ("serve", lambda figures: _single(figures, SERVE)),

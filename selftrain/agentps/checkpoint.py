@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from selftrain.data.task import Task, dump_task, load_task
 from selftrain.errors import ModelError
 from selftrain.models.train_loop import EpochResult, TrainingState
 from selftrain.store import atomic, checksums
+from selftrain.store.run_dir import RunFolder
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
 VALIDATION, METRICS = "validation.jsonl", "metrics.json"
@@ -207,29 +209,54 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
     """Write a whole checkpoint, the adapters multiplied into the base; the model loses them.
 
     The language part is one that transformers and vLLM load by themselves; answer_heads/ holds what they do
-    not know. ModelError: `out` holds something already.
+    not know. What was merged from the same model already stays. ModelError: `out` holds something else.
     """
-    check_merged_to(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if is_merged(trained_model.folder, out):
+        return
+    out = out.resolve()
+    part = out.with_name(f"{out.name}.part")  # a whole checkpoint or none, whenever this is killed
     built = trained_model.built
     with atomic.writing(out):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         built.model.language = merge(built.model.language)
-        built.base.write(built.model.language, out)
-        built.collator.reader.save(out)
-    _write(out / HEADS, {name: one.detach() for name, one in built.model.heads.state_dict().items()})
-    dump_task(trained_model.task, out / TASK)
-    checksums.note_written(out / TASK)
+        built.base.write(built.model.language, part)
+        built.collator.reader.save(part)
+    _write(part / HEADS, {name: one.detach() for name, one in built.model.heads.state_dict().items()})
+    dump_task(trained_model.task, part / TASK)
+    checksums.note_written(part / TASK)
     more = {
         "merged": True, "answer_id": built.model.answer_id,
         "decisions": decisions_to_json(built.questions, trained_model.decisions),
     }  # fmt: skip
-    checksums.write_json(out / MERGED, trained_model.about | more)
+    checksums.write_json(part / MERGED, trained_model.about | more)
+    with atomic.writing(out):
+        part.replace(out)
+        atomic.sync_folder(out.parent)
 
 
-def check_merged_to(out: Path) -> None:
-    """Refuse, with a ModelError, a folder that something lies in already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"{out} is not empty: give --merge a folder of its own")
+def check_out(out: Path, *, trained: bool = False) -> None:
+    """Refuse to write into the folder of a run, or of a model unless that is being trained.
+
+    ModelError: its own files would be lost.
+    """
+    run = RunFolder(out).recipe_path.exists()
+    if run or (not trained and (out / ABOUT).exists()):
+        raise ModelError(
+            f"{out} is the folder of a {'run' if run else 'model'}, whose own files would be lost: give"
+            " another --out"
+        )
+
+
+def is_merged(model: Path, out: Path) -> bool:
+    """Return whether `out` holds what was merged from the model in a folder; ModelError: something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if (out / MERGED).exists() and (model / ABOUT).exists():
+        merged, about = read_about(out, MERGED), read_about(model)
+        if merged | about == merged:
+            return True
+    raise ModelError(f"{out} is not empty: give --merge a folder of its own")
 
 
 # ---- trained weights, and a training in progress --------------------------------------------------------

@@ -448,6 +448,7 @@ def train_agentps(
 def train_recipe(recipe: AgentPSRecipe, out: Path, *, bar: bool = True) -> AgentPSModel:
     """`train_agentps` with a recipe at hand."""
     accelerator = make_accelerator(recipe.training)
+    checkpoint.check_out(out, trained=True)
     with ExitStack() as held:
         if accelerator.is_main_process:
             with atomic.writing(out):
@@ -574,8 +575,8 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     )
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
+    check_named(recipe, questions)
     _check_examples(questions, training, posts, validation)
-    check_names("a rule is given for", recipe.decisions, [one.name for one in questions.all])
     work = _Work(recipe, out, accelerator, build(settings, found.task), validation)
     built, identity = work.built, _identity(recipe, work.built, [*posts, *validation])
     if _finished(out, identity):
@@ -611,6 +612,14 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     return checkpoint.fill(out, built, found.task, settings)
 
 
+def check_named(recipe: AgentPSRecipe, questions: dataset.QuestionSet) -> None:
+    """Refuse a recipe that weighs or decides a question that is not asked."""
+    names = [one.name for one in questions.all]
+    recipe.training.question_weights(names)
+    check_names("training.class_weights names", recipe.training.class_weights, names)
+    check_names("a rule is given for", recipe.decisions, names)
+
+
 def _check_examples(
     questions: dataset.QuestionSet,
     training: TrainingSettings,
@@ -618,7 +627,6 @@ def _check_examples(
     validation: Sequence[dataset.Example],
 ) -> None:
     """Refuse what would end a training after its base model was loaded, or after an epoch."""
-    training.question_weights([one.name for one in questions.all])
     training.answer_weights(dataset.count_answers(questions, posts))
     for q, question in enumerate(questions.process):
         if not any(one.targets[q].any() for one in posts):

@@ -86,7 +86,7 @@ def train(
     Killed, the same command goes on from the last step saved, to the same weights.
     """
     if merge is not None:
-        checkpoint.check_merged_to(merge)
+        checkpoint.is_merged(out, merge)
     named = [] if task is None else [f"data.task={json.dumps(str(task))}"]
     trained = training.train_agentps(
         source, out, recipe=recipe, overrides=[*named, *overrides], bar=sys.stderr.isatty()
@@ -122,11 +122,16 @@ def from_run(
     Interrupted, the same command goes on; no answer is paid for twice.
     """
     made = recipes.load_agentps_recipe(recipe, overrides, source=run)
+    checkpoint.check_out(out, trained=True)
     found = dataset.load_posts(made.data, made.seed)
-    answers = out.resolve() / "answers.jsonl"
-    out.mkdir(parents=True, exist_ok=True)
-    _ask(found, annotation.annotation_settings(None, servers, token_cap), answers)
-    data = made.data.model_copy(update={"process": answers})
+    asked = dataset.question_set(found.task, made.model.variant)
+    training.check_named(made, asked)  # before anything is paid for
+    data = made.data
+    if asked.process:
+        answers = out.resolve() / "answers.jsonl"
+        out.mkdir(parents=True, exist_ok=True)
+        _ask(found, annotation.annotation_settings(None, servers, token_cap), answers)
+        data = data.model_copy(update={"process": answers})
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
     model_page.write_report(out, out / "report.html")
     tested = dataset.run_test_posts(run, trained.task, made.data)
@@ -222,11 +227,7 @@ def evaluate(
 ) -> None:
     """Measure every question, and draw a page."""
     where = _check_device(device)
-    if (out / checkpoint.ABOUT).exists():
-        raise SelftrainError(
-            f"{out} is the folder of a model, whose own validation posts and metrics would be lost: give"
-            " another --out"
-        )
+    checkpoint.check_out(out)
     loaded = checkpoint.load(model)
     if rules:
         asked = loaded.built.questions.all

@@ -254,7 +254,7 @@ def test_a_models_own_folder_is_not_measured_into(place, tmp_path, capsys):
     shutil.copytree(place / "model", tmp_path / "model")
     model = str(tmp_path / "model")
     assert main(["agentps", "evaluate", model, str(place / "posts.jsonl"), "--out", model]) == 2
-    assert "is the folder of a model, whose own validation posts" in capsys.readouterr().err
+    assert "is the folder of a model, whose own files would be lost" in capsys.readouterr().err
     for name in ("validation.jsonl", "metrics.json"):
         assert (tmp_path / "model" / name).read_bytes() == (place / "model" / name).read_bytes()
 

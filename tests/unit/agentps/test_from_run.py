@@ -48,3 +48,34 @@ def test_one_command_asks_trains_and_measures(run_with_questions, backend, tmp_p
     assert main(command) == 0
     assert len(backend.requests) == asked_until_now
     assert "next:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change", ["decisions.lout=f1", "training.weights.lout=2", 'training.class_weights.lout="balanced"']
+)
+def test_a_question_that_is_not_asked_is_said_before_anything_is_paid_for(
+    run_with_questions, backend, tmp_path, capsys, change
+):
+    command = ["agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9"]
+    assert main([*command, "--out", str(tmp_path / "model"), "--set", change]) == 2
+    assert "lout" in capsys.readouterr().err
+    assert not backend.requests
+
+
+def test_a_variant_without_process_heads_asks_nobody(run_with_questions, backend, tmp_path):
+    place, out = training_folder(tmp_path / "base"), tmp_path / "model"
+    command = ["agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9"]
+    command += ["--recipe", str(place / "recipe.toml"), "--set", "training.epochs=1", "--out", str(out)]
+    assert main([*command, "--set", "model.variant=vanilla"]) == 0
+    assert not backend.requests
+    assert (out / "test" / "metrics.json").exists()
+
+
+def test_nothing_is_written_into_a_runs_folder(run_with_questions, backend, capsys):
+    before = sorted(run_with_questions.rglob("*"))
+    run = str(run_with_questions)
+    for command in (["from-run", run, "--server", "http://127.0.0.1:9"], ["train", run]):
+        assert main(["agentps", *command, "--out", run]) == 2
+        assert "is the folder of a run, whose own files would be lost" in capsys.readouterr().err
+    assert sorted(run_with_questions.rglob("*")) == before
+    assert not backend.requests

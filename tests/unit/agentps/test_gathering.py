@@ -261,16 +261,6 @@ def test_answers_laid_over_leave_what_is_said_of_the_others(place):
     assert tone.tolist() == pytest.approx([0.05, 0.9, 0.05])
 
 
-def test_a_validation_manifest_counts_with_a_run_too(small_run, tmp_path):
-    whole = load_posts(SourceSettings(run=small_run), 0)
-    chosen = [replace(one, images=()) for one in whole.train if one.text]
-    chosen = [next(one for one in chosen if one.label == name) for name in whole.task.names]
-    write_manifest([replace(one, extra={}) for one in chosen], tmp_path / "check.jsonl")
-    found = load_posts(SourceSettings(run=small_run, validation=tmp_path / "check.jsonl"), 0)
-    assert [one.id for one in found.validation] == [one.id for one in chosen]
-    assert {one.id for one in found.train} == {one.id for one in whole.train} - {one.id for one in chosen}
-
-
 def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from losses.process import process_loss
 from selftrain.agentps import train as training
-from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, load_weights, trained
+from selftrain.agentps.checkpoint import MERGED, PROGRESS, WEIGHTS, load_weights, trained
+from selftrain.agentps.checkpoint import TASK as TASK_FILE
 from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import headline, score, score_share
 from selftrain.agentps.frames import Frames
@@ -499,6 +500,26 @@ def test_what_another_training_says_of_itself_stays_where_it_is_refused(tmp_path
     with pytest.raises(ModelError, match="other posts or settings"):
         begin("seed=5")
     assert (place / "model" / "training.toml").read_bytes() == before
+
+
+def test_a_merge_that_was_killed_is_done_again_and_one_that_was_done_is_left(tmp_path, cpu, capsys):
+    place, merged = training_folder(tmp_path, posts=20), tmp_path / "merged"
+    words = ["agentps", "train", str(place / "posts.jsonl"), "--recipe", str(place / "recipe.toml")]
+    words += ["--task", str(place / "task.toml"), "--set", "training.epochs=1", "--merge", str(merged)]
+    merged.mkdir()
+    (tmp_path / "merged.part").mkdir()
+    (tmp_path / "merged.part" / "half.safetensors").touch()
+    assert main([*words, "--out", str(tmp_path / "model")]) == 0
+    assert not (tmp_path / "merged.part").exists()
+    written = {path: path.stat().st_mtime_ns for path in merged.rglob("*")}
+    assert written.keys() >= {merged / MERGED, merged / TASK_FILE}
+    assert merged / "half.safetensors" not in written
+    assert main([*words, "--out", str(tmp_path / "model")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in merged.rglob("*")} == written
+    # of other decisions it would be another checkpoint
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "model"), "--set", "decisions.final=f1"]) == 2
+    assert "is not empty: give --merge a folder of its own" in capsys.readouterr().err
 
 
 def test_a_folder_to_merge_into_is_looked_at_before_training(tmp_path, capsys):

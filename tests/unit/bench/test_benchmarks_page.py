@@ -62,6 +62,24 @@ def test_points_are_paired_by_seed():
     assert row == "| ours | +3.0 [-9.7, 15.7], +3.0 [-9.7, 15.7] |"
 
 
+def test_what_a_variant_has_over_vanilla_is_told_by_seed_and_in_the_mean():
+    made = Figures(None)
+    for seed, gained in enumerate((0.02, 0.04)):
+        values = {"": gained, "_low": gained - 0.01, "_high": gained + 0.03}
+        for metric in ("auc", "recall_at_precision_60"):
+            made.add(
+                Figure("agentps", "memes", "agentps, x over vanilla, x", 40, seed, metric + end, value)
+                for end, value in values.items()
+            )
+    head, _, *lines = page._over_vanilla(made, "memes", 40, ", x")
+    assert head == "| points over vanilla | agentps: AUC | agentps: recall at precision .60 |"
+    assert lines == [
+        "| seed 0 | +2.0 [1.0, 5.0] | +2.0 [1.0, 5.0] |",
+        "| seed 1 | +4.0 [3.0, 7.0] | +4.0 [3.0, 7.0] |",
+        "| mean | +3.0 [-9.7, 15.7] | +3.0 [-9.7, 15.7] |",
+    ]
+
+
 def test_a_page_without_the_marks_of_a_table_is_refused():
     with pytest.raises(ValueError, match=r"no marks of the table 'hsol'.*expected <!-- hsol: \.\.\. -->"):
         page.filled("<!-- harmeme: x -->\n<!-- end of harmeme -->\n", "hsol", ["| a |"])
