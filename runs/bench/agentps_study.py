@@ -22,7 +22,7 @@ from backbones.mllm.smollm2_efficientnet import from_parts
 from runs.bench.small_models import QWEN, load_qwen
 from selftrain._util.types import BoolArray, FloatArray
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
-from selftrain.agentps.dataset import PROVENANCE, example, question_set
+from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import headline, question_scores, score
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble
@@ -32,6 +32,7 @@ from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers import hsol
 from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
+from selftrain.data.model_answers import PROVENANCE
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import DataError

@@ -17,9 +17,8 @@ from backbones.mllm.prompts import Wording
 from selftrain._util.object_urls import local_path
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
-from selftrain.data import model_answers
 from selftrain.data.manifest import read_manifest
-from selftrain.data.model_answers import answer_table
+from selftrain.data.model_answers import PROVENANCE, answer_table
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column, require
 from selftrain.data.task import Question, Task, load_task
@@ -30,8 +29,6 @@ from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.store.scores import FILE as SCORES
 
 FINAL = "final"
-PROVENANCE = model_answers.PROVENANCE
-"""Field of a post: question -> a model's answer with its probability, as `selftrain annotate` writes it."""
 Target = Float32Array
 _ABOVE_CHANCE = 1e-6  # what keeps an answer the largest of its target, however little its model believed it
 

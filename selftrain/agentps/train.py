@@ -22,6 +22,7 @@ import tomli_w
 import torch
 from torch import Tensor
 
+from backbones.mllm import smollm2_efficientnet
 from backbones.mllm.answering import AnsweringModel, compile_blocks, forget_compiled, set_attention
 from backbones.mllm.base import to_device
 from backbones.mllm.prompts import Inputs
@@ -557,10 +558,10 @@ class _Work(NamedTuple):
             "decisions": checkpoint.decisions_to_json(asked, decisions),
         }
         settings, base = self.recipe.model_settings(), self.built.base
-        if Path(settings.base).is_dir():  # whoever opens the model may stand elsewhere
-            settings = settings.model_copy(update={"base": str(Path(settings.base).resolve())})
         if base.revision:  # whoever opens the model gets these weights, wherever the branch is by then
             settings = settings.model_copy(update={"revision": base.revision})
+        elif settings.base != smollm2_efficientnet.NAME:  # a folder, and whoever opens it may stand elsewhere
+            settings = settings.model_copy(update={"base": str(Path(settings.base).resolve())})
         checkpoint.describe(self.out, settings, task, asked, base=base.fingerprint, more=about)
 
 

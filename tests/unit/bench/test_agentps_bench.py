@@ -12,7 +12,7 @@ from scipy.special import expit
 from runs.bench import agentps, agentps_study
 from runs.bench.agentps_study import EXACTLY_ONE, FIRST_ALONE, WAYS, Drawn, Place, cell, relabel
 from runs.bench.study import Figure, Figures
-from selftrain.agentps.dataset import PROVENANCE
+from selftrain.data.model_answers import PROVENANCE
 from selftrain.errors import DataError
 
 
