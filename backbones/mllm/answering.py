@@ -239,7 +239,8 @@ def set_attention(module: nn.Module, attention: Attention) -> None:
                 part.set_attn_implementation(None if attention == "auto" else attention)  # type: ignore[arg-type]
             except (ImportError, ValueError) as error:
                 raise WeightsError(
-                    f"{type(part).__name__} cannot compute attention by {attention!r}: {error}"
+                    f"{type(part).__name__} cannot compute attention by {attention!r}: {error} Install what"
+                    ' it wants, or leave the choice to transformers, "auto"'
                 ) from error
 
 
