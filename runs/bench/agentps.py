@@ -175,8 +175,12 @@ def _compare(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace
         if not measured and kept.exists() and reference.exists():
             ours, theirs = np.load(kept), np.load(reference)
             gained = over_posts(ours["truth"], ours["scores"], theirs["scores"])
-            ends = {f"{metric}{end}": gained[metric][i] for metric in gained for i, end in enumerate(ENDS)}
-            _keep(figures, over, cells, seed, ends)
+            values = {
+                metric + end: value
+                for metric, interval in gained.items()
+                for end, value in zip(ENDS, interval, strict=True)
+            }
+            _keep(figures, over, cells, seed, values)
 
 
 def _scores_file(work: Path, method: str, cells: Cells, seed: int) -> Path:

@@ -240,7 +240,7 @@ def _act(figures: Figures) -> Iterator[str]:
         yield _line(label, [f"{fmean(found[one, way]):.1f}" for one in ERRORS])
 
 
-def _variants(figures: Figures, dataset: str, n: int, precision: str = "") -> Iterator[str]:
+def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterator[str]:
     yield from _head(
         "variant",
         [

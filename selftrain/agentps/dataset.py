@@ -107,8 +107,9 @@ def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example
     TaskError, DataError: a label or an answer that the task does not know; a model's that cannot be read.
     """
     pictures = post.images if post.video is None else (post.video,)
+    told = answer_table(post, PROVENANCE) if questions.process else {}
     process = (
-        make_target(one.answers, post.process.get(one.name), _answer_prob(post, one))
+        make_target(one.answers, post.process.get(one.name), _answer_prob(post, one, told.get(one.name)))
         for one in questions.process
     )
     return Example(
@@ -116,12 +117,11 @@ def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example
     )
 
 
-def _answer_prob(post: Post, question: Question) -> float:
+def _answer_prob(post: Post, question: Question, entry: object) -> float:
     """Return what an answer is worth as a target: a model's own probability, or 1 for a person's.
 
-    DataError: a probability that is none.
+    `entry` is what the post tells of a model's answer. DataError: a probability that is none.
     """
-    entry = answer_table(post, PROVENANCE).get(question.name)
     # an answer that differs from the model's was corrected by a person
     if not isinstance(entry, dict) or entry.get("answer") != post.process.get(question.name):
         return 1.0

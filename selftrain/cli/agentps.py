@@ -146,16 +146,13 @@ def from_run(
 def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, out: Path) -> None:
     """Write the answers about the posts that are learned from or validate, with their provenance."""
     posts = [*found.train, *found.validation]
+    # again: a model's answer beside a person's, which the run hid, stands in no post's `process`
+    planned = annotation.plan_questions(
+        posts, found.task, found.task.questions, again=True, max_images=settings.vlm.max_images
+    )
     plan = [
         one._replace(asks=tuple(ask for ask in one.asks if ask.name not in one.post.process))
-        for one in annotation.plan_questions(
-            # `again`: an answer beside a person's that the run hid stands in no post's `process`
-            posts,
-            found.task,
-            found.task.questions,
-            again=True,
-            max_images=settings.vlm.max_images,
-        )
+        for one in planned
     ]
     questioner = annotation.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
     try:
