@@ -1,16 +1,17 @@
 """`python -m runs.bench agentps`: process supervision beside its ablations and controls.
 
 memes    Hateful Memes, words alone, 4,000 posts to train on, 3,000 to test, no text in both
-pairs    1,000 pairs of HSOL's tweets: "exactly one is offensive", "the first is and the second is not"
+pairs    1,000 pairs of HSOL's tweets, "exactly one is offensive"
+ordered  1,000 pairs, "the first is offensive and the second is not"
 severity HarMeme, image and words, 2,000 posts; its process label is the severity
 speed    prediction of agentps against vanilla; training against transformers' Trainer
 served   scores with a vLLM server for the language model, against transformers (needs `make vllm`)
 gpu      LLaVA-OneVision 0.5B, random weights, 16 pictures: posts a second, memory, share of the card's rate
 
-memes and pairs are trained in every way of the table in docs/agentps.md: supervision, prompt and place apart,
-questions as rounds, the final head fed, and process labels that are soft, wrong or missing. Every figure is
-written as it comes, scores of the test posts are kept in the work folder, and what a way has over vanilla on
-the same posts is bootstrapped from them; a study that was stopped goes on where it stopped.
+memes, pairs and ordered are trained in every way of the table in docs/agentps.md: supervision, prompt and
+place apart, questions as rounds, the final head fed, and process labels that are soft, wrong or missing.
+Every figure is written as it comes, scores of the test posts are kept in the work folder, and what a way has
+over vanilla on the same posts is bootstrapped from them; a study that was stopped goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from runs.bench.agentps_study import Drawn
 
 STUDY = "agentps"
-PARTS = ("pairs", "memes", "severity", "speed", "served", "gpu")
+PARTS = ("pairs", "ordered", "memes", "severity", "speed", "served", "gpu")
 ABLATION = ("vanilla", "vanilla, asked", "multitask", "multitask, asked", "agentps")
 BESIDE = ("multitask, fed", "agentps, rounds", "agentps, fed")
 LABELS = ("agentps, soft", "agentps, 20 % wrong", "agentps, 40 % wrong", "agentps, a quarter")
@@ -50,7 +51,7 @@ class Cells(NamedTuple):
 
 TRAINED = (
     Cells("pairs", "pairs, exactly one", 1000, (*ABLATION, *BESIDE, *LABELS, *DIVISORS)),
-    Cells("pairs", "pairs, the first alone", 1000, (*ABLATION, *BESIDE)),
+    Cells("ordered", "pairs, the first alone", 1000, (*ABLATION, *BESIDE)),
     Cells("memes", "hateful memes", 4000, (*ABLATION, *BESIDE, *LABELS)),
     Cells("severity", "harmeme", 2000, ("vanilla", "multitask", "agentps")),
 )
@@ -159,7 +160,7 @@ def _measure_seed(cells: Cells, seed: int, figures: Figures, args: argparse.Name
         values, method = tested.figures, _named(way, args)
         kept = _scores_file(args.work, method, cells, seed)
         kept.parent.mkdir(exist_ok=True)
-        np.savez(kept, truth=tested.truth, scores=tested.scores)
+        np.savez(kept, **{name: part for name, part in tested._asdict().items() if name != "figures"})
         _keep(figures, method, cells, seed, values)
         told = ", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
         print(f"{cells.dataset} n={cells.n} seed={seed} {method}: {told}", flush=True)

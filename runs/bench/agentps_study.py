@@ -20,10 +20,9 @@ from backbones.mllm.answering import Variant
 from backbones.mllm.load import load_mllm
 from backbones.mllm.smollm2_efficientnet import from_parts
 from runs.bench.small_models import QWEN, load_qwen
-from selftrain._util.types import BoolArray, FloatArray
-from selftrain.agentps.checkpoint import WEIGHTS, load_weights
-from selftrain.agentps.dataset import example, question_set
-from selftrain.agentps.evaluate import headline, question_scores, score
+from selftrain._util.types import BoolArray, FloatArray, Json
+from selftrain.agentps.dataset import QuestionSet, example, question_set
+from selftrain.agentps.evaluate import ScoredPost, headline, question_scores, score
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble
 from selftrain.agentps.recipe import Divisor, ModelSettings, TrainingSettings
@@ -39,7 +38,7 @@ from selftrain.errors import DataError
 from selftrain.models.metrics import threshold_intervals, threshold_metrics
 from selftrain.models.operating_points import Goal, find_threshold
 from selftrain.models.predictor import ValidationScores
-from selftrain.models.train_loop import best_epoch
+from selftrain.models.train_loop import LOSSES, best_epoch
 
 if TYPE_CHECKING:
     from backbones.mllm.base import Mllm
@@ -314,10 +313,13 @@ def _base(name: str, seed: int) -> Mllm:
 
 
 class Tested(NamedTuple):
-    """What one way makes of the test posts [B]."""
+    """What one way makes of B test and V validation posts: the probability of the answer looked for."""
 
-    truth: BoolArray  # of the final question
-    scores: FloatArray  # the probability of the answer looked for
+    truth: BoolArray  # [B] of the final question
+    scores: FloatArray  # [B] of the epoch that was chosen
+    by_epoch: FloatArray  # [E, B] after each epoch
+    validation_truth: BoolArray  # [V]
+    validation_by_epoch: FloatArray  # [E, V]
     figures: dict[str, float]
 
 
@@ -334,7 +336,8 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
     Returns:
         Scores and figures of the final question: those of `threshold_metrics`, with 95 % intervals of AUC and
         macro-F1, and F1 at the threshold that is best on the validation posts; mean AUC of the process
-        questions with two answers, where they have heads.
+        questions with two answers, where they have heads. The epoch is chosen by AUC on the validation posts;
+        ``auc_by_loss`` and ``auc_last`` are of the epoch with the least loss there, and of the last one.
     """
     pictures = any(post.images for post in drawn.train)
     made = ModelSettings(
@@ -353,7 +356,7 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
     untouched = _base(base, seed if pictures else 0)  # the projector of pictures is drawn
     asked = question_set(drawn.task, way.variant, rounds=way.rounds)
     built = assemble(made, asked, replace(untouched, module=deepcopy(untouched.module)))
-    chosen = [example(post, asked) for post in drawn.validation]
+    chosen, measured = ([example(post, asked) for post in part] for part in (drawn.validation, drawn.test))
 
     def scored(which: Any) -> list[Any]:  # noqa: ANN401
         device = accelerator.device
@@ -369,27 +372,61 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
     identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     folder = place.work / f"cell-{identity[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
+
+    def validate(_: object) -> Json:
+        """Keep what this epoch makes of all posts, in a file: a training that was killed goes on."""
+        validated = scored(chosen)
+        steps = len((folder / LOSSES).read_text().splitlines())
+        _keep_scores(folder / f"epoch-{steps:06}.npz", asked, validated, scored(measured))
+        return headline(asked, validated)
+
     results = train(
         built, [example(post, asked) for post in posts], settings=settings, seed=seed,
-        folder=folder, identity=identity, accelerator=accelerator,
-        validate=lambda _: headline(asked, scored(chosen)),
+        folder=folder, identity=identity, accelerator=accelerator, validate=validate,
     )  # fmt: skip
-    load_weights(built.model, folder / WEIGHTS)
-    tested = scored([example(post, asked) for post in drawn.test])
+    epochs = [dict(np.load(file)) for file in sorted(folder.glob("epoch-*.npz"))]
+    shutil.rmtree(folder)
+    return _tested(epochs, best_epoch(results, "auc").epoch)
+
+
+def _keep_scores(
+    file: Path, asked: QuestionSet, validated: Sequence[ScoredPost], tested: Sequence[ScoredPost]
+) -> None:
     *process, final = question_scores(asked, tested)
-    validated = question_scores(asked, scored(chosen))[-1]
-    known = ValidationScores(validated.found.astype(np.int16), validated.scores)
-    tuned = find_threshold(known, Goal("f1")).threshold
-    result = threshold_metrics(final.found, final.scores)
-    result["f1_tuned"] = threshold_metrics(final.found, (final.scores >= tuned).astype(np.float64))["f1"]
-    result["best_epoch"] = float(best_epoch(results, "auc").epoch)
+    known = question_scores(asked, validated)[-1]
     aucs = [
         threshold_metrics(one.found, one.scores)["auc"] for one in process if len(one.question.answers) == 2
     ]
-    if aucs:
-        result["process_auc"] = float(np.mean(aucs))
-    for metric, value in threshold_intervals(final.found, final.scores).items():
+    np.savez(
+        file, truth=final.found, scores=final.scores, process_aucs=aucs,
+        validation_truth=known.found, validation=known.scores,
+    )  # fmt: skip
+
+
+def _tested(epochs: Sequence[Mapping[str, Any]], best: int) -> Tested:
+    """Return figures of the epoch that was chosen, from 1, and of those that other rules choose."""
+    chosen = epochs[best - 1]
+    truth, scores = chosen["truth"], chosen["scores"]
+    known = ValidationScores(chosen["validation_truth"].astype(np.int16), chosen["validation"])
+    tuned = find_threshold(known, Goal("f1")).threshold
+    result = threshold_metrics(truth, scores)
+    result["f1_tuned"] = threshold_metrics(truth, (scores >= tuned).astype(np.float64))["f1"]
+    result["best_epoch"] = float(best)
+    if len(chosen["process_aucs"]):
+        result["process_auc"] = float(chosen["process_aucs"].mean())
+    for metric, value in threshold_intervals(truth, scores).items():
         if metric in ("auc", "macro_f1"):
             result |= {f"{metric}_low": value.low, f"{metric}_high": value.high}
-    shutil.rmtree(folder)
-    return Tested(final.found, final.scores, result)
+    losses = [_loss(one["validation_truth"], one["validation"]) for one in epochs]
+    for rule, one in (("by_loss", epochs[int(np.argmin(losses))]), ("last", epochs[-1])):
+        found = threshold_metrics(truth, one["scores"])
+        result |= {f"{metric}_{rule}": found[metric] for metric in ("auc", "recall_at_precision_60")}
+    return Tested(
+        truth, scores, np.stack([one["scores"] for one in epochs]),
+        chosen["validation_truth"], np.stack([one["validation"] for one in epochs]), result,
+    )  # fmt: skip
+
+
+def _loss(truth: BoolArray, scores: FloatArray) -> float:
+    """Return the mean cross-entropy of the answer looked for."""
+    return float(-np.log(np.where(truth, scores, 1 - scores).clip(1e-12)).mean())

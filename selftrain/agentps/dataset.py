@@ -351,8 +351,8 @@ def _reviewed(run: Path, batch: str) -> BatchOutcome:
 
 
 def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings) -> LabelledPosts:
-    """Lay the process answers of another manifest over those at hand."""
-    read, left_out = read_posts(manifest, found.task, sources)
+    """Lay the process answers of another manifest, with the usual fields, over those at hand."""
+    read, left_out = read_posts(manifest, found.task, sources.model_copy(update={"columns": {}}))
     answers = {post.id: post for post in read}
 
     def filled(post: Post) -> Post:

@@ -160,28 +160,32 @@ def _from_row(asked: QuestionSet, row: Json) -> ScoredPost:
 
 
 def write_measured(
-    folder: Path, asked: QuestionSet, scored: Sequence[ScoredPost], decisions: Decisions, figures: Json
+    folder: Path, asked: QuestionSet, rows: Sequence[Json], decisions: Decisions, figures: Json
 ) -> None:
-    """Write what a model answers on its validation posts, as `decided` gives them, and what that is worth.
+    """Write what a model answers on its validation posts, as `answers_row` gives it, and what that is worth.
 
-    The `figures` are the rest of metrics.json.
+    It is worked out from the rows, whose digits are rounded, so that it can be again. The `figures` are the
+    rest of metrics.json.
     """
-    checksums.write_jsonl(folder / checkpoint.VALIDATION, (answers_row(asked, one) for one in scored))
-    checksums.write_json(
-        folder / checkpoint.METRICS, figures | {"questions": full_report(asked, scored, decisions)}
-    )
+    checksums.write_jsonl(folder / checkpoint.VALIDATION, rows)
+    report = full_report(asked, [_from_row(asked, row) for row in rows], decisions)
+    checksums.write_json(folder / checkpoint.METRICS, figures | {"questions": report})
 
 
 def redecide(loaded: checkpoint.AgentPSModel, goals: Mapping[str, str]) -> checkpoint.AgentPSModel:
-    """Set a model's rules anew on its validation posts, by `set_goals`, and write what follows from them."""
+    """Set a model's rules anew on its validation posts, by `set_goals`, and write what follows from them.
+
+    All of it is written, also where the rules are the same: an earlier call may have been killed in between.
+    """
     folder, asked = loaded.folder, loaded.built.questions
-    scored = read_scored(folder / checkpoint.VALIDATION, asked)
+    rows = list(read_jsonl(folder / checkpoint.VALIDATION))
+    scored = [_from_row(asked, row) for row in rows]
     decisions = set_goals(loaded.decisions, question_scores(asked, scored), goals)
-    if decisions == loaded.decisions:
-        return loaded
+    for row, one in zip(rows, scored, strict=True):
+        if not one.reason:
+            row.update(to_prediction(asked, with_answers(decisions, one)).to_json())
     checksums.check(folder / checkpoint.METRICS)
-    figures = read_json(folder / checkpoint.METRICS)
-    write_measured(folder, asked, [with_answers(decisions, one) for one in scored], decisions, figures)
+    write_measured(folder, asked, rows, decisions, read_json(folder / checkpoint.METRICS))
     # last: what was killed before this sets them again
     checksums.write_json(
         folder / checkpoint.ABOUT,

@@ -51,7 +51,8 @@ class SourceSettings(Section):
     reviews: str | None = None
     # what an accepted pseudo-label without a posterior is worth as a target; 1 takes it for a person's
     soft_target: float = Field(0.8, gt=0.5, le=1)
-    columns: dict[str, str] = Field(default_factory=dict)  # field -> column that holds it, as of a run
+    # field -> column that holds it, of `manifest` and `validation`; a run and `process` have others
+    columns: dict[str, str] = Field(default_factory=dict)
     max_bad_rows: int = Field(100, ge=0)
     max_bad_share: float = Field(0.05, ge=0, le=1)
     max_image_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
@@ -219,6 +220,15 @@ class AgentPSRecipe(Section):
             raise ValueError(
                 'model.album is "video", and the videos of a batch must be equally long: set frames.repeat ='
                 " true and frames.count to at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tower_sees_pictures(self) -> AgentPSRecipe:
+        if self.model.vision and not self.frames.count:
+            raise ValueError(
+                "model.vision = true trains the vision tower, and frames.count = 0 shows it no picture: leave"
+                " out one of the two"
             )
         return self
 

@@ -35,7 +35,7 @@ from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, AgentPSModel
 from selftrain.agentps.decisions import decided, fit_decisions
 from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score_share
 from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
-from selftrain.agentps.predict import redecide, write_measured
+from selftrain.agentps.predict import answers_row, redecide, write_measured
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, check_names, load_agentps_recipe
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import Task, dump_task
@@ -549,7 +549,8 @@ class _Work(NamedTuple):
         decisions = fit_decisions(question_scores(asked, scored), self.recipe.decisions)
         validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
         figures = {"validations": validations, "best": results.index(best)}
-        write_measured(self.out, asked, [decided(decisions, one) for one in scored], decisions, figures)
+        rows = [answers_row(asked, decided(decisions, one)) for one in scored]
+        write_measured(self.out, asked, rows, decisions, figures)
         about = more | {
             "finished": True,
             "precision": "float32" if self.accelerator.mixed_precision == "no" else "bfloat16",

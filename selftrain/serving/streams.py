@@ -75,12 +75,12 @@ class ModelAtWork:
 
         `reading` holds further arguments of `read_source`; the others are those of `row_stream.pour`.
         """
-        predictor, agentps = self.predictor, self.predictor.kind == "agentps"
+        predictor = self.predictor
         # workers have folders of their own
         place = source if self.engine is None else str(Path(source).absolute())
         read = partial(
             read_source, place, target.tally, max_pixels=self.max_pixels, columns=self.columns,
-            max_images=MAX_ALBUM if agentps else MAX_IMAGES, videos=agentps, **reading,
+            **_taken_by(predictor), **reading,
         )  # fmt: skip
         expected = predictor.fingerprint if self.load else None
         stage = partial(row_stream.judging, self.load or (lambda: predictor), judge, expected)
@@ -88,6 +88,12 @@ class ModelAtWork:
             partial(parts, read, chunk), target, stage, tolerance=self.tolerance, where=source,
             advice=f"  {advice}", engine=self.engine, progress=self.progress, **options,
         )  # fmt: skip
+
+
+def _taken_by(predictor: Predictor) -> dict[str, Any]:
+    """Return what posts may hold, as arguments of those who read them: AgentPS samples albums and videos."""
+    samples = predictor.kind == "agentps"
+    return {"max_images": MAX_ALBUM if samples else MAX_IMAGES, "videos": samples}
 
 
 # ---- a manifest labelled --------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def validation_scores(
                 " --validation"
             )
         return stored, 0
-    report = read_manifest(manifest, columns=columns, videos=predictor.kind == "agentps")
+    report = read_manifest(manifest, columns=columns, **_taken_by(predictor))
     names = Names(predictor.classes)
     posts = [
         replace(post, label=names.find(post.label) or post.label)

@@ -224,8 +224,46 @@ def test_other_rules_are_set_without_training_again(place, tmp_path):
     assert 'final = "precision 0.5"' in (copy / "model" / "training.toml").read_text()
     again = trained(copy, RULES)
     assert again.decisions == before.decisions
-    for name in ("validation.jsonl", "agentps.json"):
+    for name in ("validation.jsonl", "metrics.json", "agentps.json"):
         assert (copy / "model" / name).read_bytes() == (place / "model" / name).read_bytes()
+
+
+def test_rules_that_were_being_set_when_it_was_killed_are_set_back(place, tmp_path, monkeypatch):
+    shutil.copytree(place, tmp_path / "copy")
+    model = tmp_path / "copy" / "model"
+    write = checksums.write_json
+
+    def killed(file, *args):
+        if file.name == "agentps.json":
+            raise KeyboardInterrupt
+        write(file, *args)
+
+    monkeypatch.setattr(checksums, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "copy", {"final": "precision 0.5"})
+    monkeypatch.undo()
+    assert (model / "metrics.json").read_bytes() != (place / "model" / "metrics.json").read_bytes()
+    trained(tmp_path / "copy", RULES)
+    for name in ("validation.jsonl", "metrics.json", "agentps.json"):
+        assert (model / name).read_bytes() == (place / "model" / name).read_bytes()
+
+
+def test_other_rules_leave_what_is_said_of_a_post(place, tmp_path):
+    """Of an album more pictures are counted than named."""
+    shutil.copytree(place, tmp_path / "copy")
+    file = tmp_path / "copy" / "model" / "validation.jsonl"
+    rows = records(file)
+    rows[0] |= {"pictures": ["a.png", "b.png"], "picture_count": 40, "text": "cut"}
+    rows[1] = {name: rows[1][name] for name in ("id", "text", "pictures", "picture_count", "truth")}
+    rows[1]["reason"] = "too large"
+    checksums.write_jsonl(file, rows)
+    trained(tmp_path / "copy", {"final": "precision 0.5"})
+    now = records(file)
+    decided_by = ("label", "probability", "answers")
+    assert [{k: v for k, v in row.items() if k not in decided_by} for row in now] == [
+        {k: v for k, v in row.items() if k not in decided_by} for row in rows
+    ]
+    assert [row.get("label") for row in now] != [row.get("label") for row in rows]
 
 
 def test_evaluate_sets_a_rule_on_the_models_own_validation_posts_and_keeps_it(place, tmp_path, capsys):

@@ -126,6 +126,18 @@ def test_answers_of_another_manifest_are_laid_over(place):
     assert "other" not in posts
 
 
+def test_answers_laid_over_have_the_usual_fields_whatever_the_manifests_columns_are_called(place):
+    """As `selftrain annotate` writes them, of a manifest with names of its own too."""
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    named = [{("words" if name == "text" else name): value for name, value in row.items()} for row in rows]
+    (place / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    answered = {"id": "p0", "text": "x", "process": {"insult": "no", "tone": "merry"}}
+    (place / "answers.jsonl").write_text(json.dumps(answered) + "\n")
+    found = load_posts(section(place, process=place / "answers.jsonl", columns={"text": "words"}), 0)
+    [first] = [one for one in (*found.train, *found.validation) if one.id == "p0"]
+    assert (first.text, first.process) == (rows[0]["text"], answered["process"])
+
+
 def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
     found = load_posts(SourceSettings(run=small_run, soft_target=0.7), 0)
     grown = {row["id"]: row for row in read_jsonl(small_run / "grown.jsonl")}

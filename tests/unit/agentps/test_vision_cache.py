@@ -122,10 +122,14 @@ def test_a_model_that_takes_no_features_says_so(tmp_path):
 
 
 def test_a_trained_tower_and_a_cache_exclude_each_other(tmp_path):
-    with pytest.raises(RecipeError, match="leave out one of the two"):
-        train_agentps(
-            None, tmp_path, overrides=["model.vision=true", f'training.vision_cache="{tmp_path}"'], bar=False
-        )
+    overrides = ["model.vision=true", f'training.vision_cache="{tmp_path}"']
+    with pytest.raises(RecipeError, match=r"model\.vision = true trains it: leave out one of the two"):
+        train_agentps(None, tmp_path, overrides=overrides, bar=False)
+
+
+def test_a_tower_is_not_trained_on_words_alone(tmp_path):
+    with pytest.raises(RecipeError, match=r"frames\.count = 0 shows it no picture: leave out one of the two"):
+        train_agentps(None, tmp_path, overrides=["model.vision=true", "frames.count=0"], bar=False)
 
 
 def test_a_training_with_kept_features_is_the_one_without(tmp_path):

@@ -146,6 +146,20 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
         validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", [rows[1]]))
 
 
+@pytest.mark.parametrize(("kind", "left_out"), [("classifier", 1), ("agentps", 0)])
+def test_long_albums_validate_the_models_that_sample_them(tmp_path, kind, left_out):
+    names = []
+    for n in range(20):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"{n}.png")
+        names.append(f"{n}.png")
+    rows = [{"id": "a", "text": "0.9", "label": "yes"}, {"id": "b", "text": "0.2", "label": "no"}]
+    rows.append({"id": "album", "text": "0.8", "images": names, "label": "yes"})
+    model = TextPredictor()
+    model.kind = kind
+    scores, found = validation_scores(model, write_rows(tmp_path / "v.jsonl", rows))
+    assert (len(scores.labels), found) == (3 - left_out, left_out)
+
+
 @pytest.fixture
 def faked(monkeypatch):
     """Any path is a model of ten validation posts."""
