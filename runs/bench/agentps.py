@@ -17,14 +17,14 @@ over vanilla on the same posts is bootstrapped from them; a study that was stopp
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runs.bench.paired import differences_table, over_posts
+from runs.bench.paired import differences_table, over_posts, points_over
 from runs.bench.study import Figure, Figures, numbers
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         for seed in args.seeds:
             _measure_seed(cells, seed, figures, args)
             _compare(cells, seed, figures, args)
+            _choose_epochs(cells, seed, figures, args)
     print("\n".join(line for cells in trained for line in tables(figures, cells, args)))
     return 0
 
@@ -182,6 +183,19 @@ def _compare(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace
                 for end, value in zip(ENDS, interval, strict=True)
             }
             _keep(figures, over, cells, seed, values)
+
+
+def _choose_epochs(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
+    """Measure what other rules for the epoch give, where the scores are at hand."""
+    from runs.bench.agentps_epochs import choices
+
+    for method in (_named(way, args) for way in cells.ways):
+        kept = _scores_file(args.work, method, cells, seed)
+        if kept.exists() and not _has(figures, f"{method}, the last epoch", cells, seed):
+            arrays = np.load(kept)
+            names = ("truth", "by_epoch", "validation_truth", "validation_by_epoch")
+            for rule, values in choices(*(arrays[name] for name in names)):
+                _keep(figures, f"{method}, {rule}", cells, seed, values)
 
 
 def _scores_file(work: Path, method: str, cells: Cells, seed: int) -> Path:
@@ -254,6 +268,27 @@ def tables(figures: Figures, cells: Cells, args: argparse.Namespace) -> Iterator
             if reference in measured:
                 yield f"\n# {cells.dataset}: points of {metric} over {reference}"
                 yield from differences_table(compared, reference, [cells.dataset])
+    yield from _epochs_table(figures, cells, methods)
+
+
+def _epochs_table(figures: Figures, cells: Cells, methods: Sequence[str]) -> Iterator[str]:
+    """Yield what each rule for the epoch loses against the best one in hindsight, over ways and seeds."""
+    from runs.bench.agentps_epochs import BEST, METRICS, NAMES
+
+    def values(rule: str, metric: str) -> dict[tuple[str, int], float]:
+        found = {m: figures.values(f"{m}, {rule}", cells.n, metric, dataset=cells.dataset) for m in methods}
+        return {(m, seed): value for m, by_seed in found.items() for seed, value in by_seed.items()}
+
+    best = {metric: values(BEST, metric) for metric in METRICS}
+    if not best["auc"]:
+        return
+    yield f"\n# {cells.dataset}: points below the best epoch, mean and worst of {len(best['auc'])} trainings"
+    for rule in NAMES:
+        lost = (points_over(best[metric], values(rule, metric)).values() for metric in METRICS)
+        told = (
+            f"{metric} {fmean(one):.2f} ({max(one):.2f})" for metric, one in zip(METRICS, lost, strict=True)
+        )
+        yield f"{rule:<24}" + "  ".join(told)
 
 
 def _spread(values: Mapping[tuple[str, int], float]) -> str:

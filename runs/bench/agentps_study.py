@@ -336,8 +336,7 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
     Returns:
         Scores and figures of the final question: those of `threshold_metrics`, with 95 % intervals of AUC and
         macro-F1, and F1 at the threshold that is best on the validation posts; mean AUC of the process
-        questions with two answers, where they have heads. The epoch is chosen by AUC on the validation posts;
-        ``auc_by_loss`` and ``auc_last`` are of the epoch with the least loss there, and of the last one.
+        questions with two answers, where they have heads. The epoch is chosen by AUC on the validation posts.
     """
     pictures = any(post.images for post in drawn.train)
     made = ModelSettings(
@@ -404,7 +403,7 @@ def _keep_scores(
 
 
 def _tested(epochs: Sequence[Mapping[str, Any]], best: int) -> Tested:
-    """Return figures of the epoch that was chosen, from 1, and of those that other rules choose."""
+    """Return scores, and figures of the epoch that was chosen, from 1."""
     chosen = epochs[best - 1]
     truth, scores = chosen["truth"], chosen["scores"]
     known = ValidationScores(chosen["validation_truth"].astype(np.int16), chosen["validation"])
@@ -417,16 +416,7 @@ def _tested(epochs: Sequence[Mapping[str, Any]], best: int) -> Tested:
     for metric, value in threshold_intervals(truth, scores).items():
         if metric in ("auc", "macro_f1"):
             result |= {f"{metric}_low": value.low, f"{metric}_high": value.high}
-    losses = [_loss(one["validation_truth"], one["validation"]) for one in epochs]
-    for rule, one in (("by_loss", epochs[int(np.argmin(losses))]), ("last", epochs[-1])):
-        found = threshold_metrics(truth, one["scores"])
-        result |= {f"{metric}_{rule}": found[metric] for metric in ("auc", "recall_at_precision_60")}
     return Tested(
         truth, scores, np.stack([one["scores"] for one in epochs]),
         chosen["validation_truth"], np.stack([one["validation"] for one in epochs]), result,
     )  # fmt: skip
-
-
-def _loss(truth: BoolArray, scores: FloatArray) -> float:
-    """Return the mean cross-entropy of the answer looked for."""
-    return float(-np.log(np.where(truth, scores, 1 - scores).clip(1e-12)).mean())

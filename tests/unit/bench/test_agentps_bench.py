@@ -10,6 +10,7 @@ from agentps_helpers import TASK, accelerating, drawn_posts, tiny_embedded
 from scipy.special import expit
 
 from runs.bench import agentps, agentps_study
+from runs.bench.agentps_epochs import BEST, NAMES, choices
 from runs.bench.agentps_study import EXACTLY_ONE, FIRST_ALONE, WAYS, Drawn, Place, cell, relabel
 from runs.bench.study import Figure, Figures
 from selftrain.data.model_answers import PROVENANCE
@@ -106,6 +107,23 @@ def test_no_text_of_hateful_memes_is_in_two_parts(data_root):
     assert len(set.union(*parts)) == sum(map(len, parts))
     assert len(drawn.train) == 500
     assert 3000 <= len(drawn.test) < 3020
+
+
+def test_rules_for_the_epoch_are_measured_on_what_they_would_choose():
+    """The second of three epochs is the best; its probabilities are timid, the third's are sure and wrong."""
+    random = np.random.default_rng(0)
+
+    def scored(count):
+        truth = random.random(count) < 0.4
+        drawn = [random.normal(size=count) + how * truth for how in (0.5, 2.0, 1.0)]
+        steep = zip(drawn, (1.0, 1.0, 9.0), strict=True)
+        return truth, np.stack([expit(how * (one - one.mean())) for one, how in steep])
+
+    found = dict(choices(*scored(2000), *scored(400)))
+    assert set(found) == {*NAMES, BEST}
+    assert found["epoch by loss of 300"]["auc"] == pytest.approx(found[BEST]["auc"])
+    assert found["the last epoch"]["auc"] < found["epoch by AUC of 50"]["auc"] < found[BEST]["auc"]
+    assert found["epoch by AUC of 50"]["auc"] < found["epoch by AUC of 300"]["auc"]
 
 
 def test_a_cell_is_trained_measured_and_cleared_away(tmp_path, monkeypatch):
