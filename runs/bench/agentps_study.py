@@ -323,6 +323,21 @@ class Tested(NamedTuple):
     figures: dict[str, float]
 
 
+def _settings(
+    way: Way, base: str, seed: int, place: Place, *, pictures: bool
+) -> tuple[ModelSettings, TrainingSettings]:
+    model = ModelSettings(
+        base=base, variant=way.variant, rounds=way.rounds, fed=way.fed, rank=RANK, alpha=ALPHA, seed=seed,
+        frames=Frames(count=1, width=224, height=224, repeat=False) if pictures else None,
+    )  # fmt: skip
+    training = TrainingSettings(
+        epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
+        device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision=place.precision,
+        attention="eager" if place.cpu and place.precision == "bfloat16" else "auto",
+    )  # fmt: skip
+    return model, training
+
+
 def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
     """Train one way, and measure it on the test posts.
 
@@ -339,15 +354,7 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
         questions with two answers, where they have heads. The epoch is chosen by AUC on the validation posts.
     """
     pictures = any(post.images for post in drawn.train)
-    made = ModelSettings(
-        base=base, variant=way.variant, rounds=way.rounds, fed=way.fed, rank=RANK, alpha=ALPHA, seed=seed,
-        frames=Frames(count=1, width=224, height=224, repeat=False) if pictures else None,
-    )  # fmt: skip
-    settings = TrainingSettings(
-        epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
-        device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision=place.precision,
-        attention="eager" if place.cpu and place.precision == "bfloat16" else "auto",
-    )  # fmt: skip
+    made, settings = _settings(way, base, seed, place, pictures=pictures)
     # TensorFloat-32 on a GPU: fewer kernels than autocast, and these are small
     torch.set_float32_matmul_precision("high")
     accelerator = make_accelerator(settings)
