@@ -18,7 +18,7 @@ from selftrain._util.object_urls import local_path
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.data.manifest import read_manifest
-from selftrain.data.model_answers import PROVENANCE, answer_table
+from selftrain.data.model_answers import ORIGIN, PROVENANCE, answer_table
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column, require
 from selftrain.data.task import Question, Task, load_task
@@ -100,11 +100,11 @@ class Example(NamedTuple):
     targets: tuple[Target, ...]  # one [K] a question, the final one last; zeros where nobody answered
 
 
-def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example:
+def example(post: Post, questions: QuestionSet, *, final: Target | None = None) -> Example:
     """Return a post with what is known of it; its video, if it has one, stands for its pictures.
 
-    `prob` is that of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
-    TaskError, DataError: a label or an answer that the task does not know; a model's that cannot be read.
+    `final` is the final question's target [K]; None: the post's label, as a person's. TaskError, DataError: a
+    label or an answer that the task does not know; a model's that cannot be read.
     """
     pictures = post.images if post.video is None else (post.video,)
     told = answer_table(post, PROVENANCE) if questions.process else {}
@@ -112,9 +112,9 @@ def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example
         make_target(one.answers, post.process.get(one.name), _answer_prob(post, one, told.get(one.name)))
         for one in questions.process
     )
-    return Example(
-        post.id, post.text, pictures, (*process, make_target(questions.final.answers, post.label, prob))
-    )
+    if final is None:
+        final = make_target(questions.final.answers, post.label)
+    return Example(post.id, post.text, pictures, (*process, final))
 
 
 def _answer_prob(post: Post, question: Question, entry: object) -> float:
@@ -128,7 +128,7 @@ def _answer_prob(post: Post, question: Question, entry: object) -> float:
     prob = entry.get("probability")
     if prob is None:
         return 1.0
-    if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
+    if not _is_prob(prob):
         raise DataError(
             f"post {post.id!r}: {PROVENANCE} gives the answer to {question.name!r} the probability"
             f" {prob!r:.80}; expected a number in [0, 1], or none: correct it, or take the field out"
@@ -174,21 +174,19 @@ class LabelledPosts(NamedTuple):
 
     task: Task  # classes, policy, questions
     train: list[Post]  # posts to learn from
-    label_probs: Mapping[str, float]  # post id -> what its label is worth as a target, for pseudo-labels
     validation: list[Post]  # posts to choose the best epoch and thresholds by; none of them is in `train`
     quarantine: list[Json]  # rows left out, each with its reason
-    # post id -> the target [K] of the final question of a reviewed sample (ACT); may leave [0, 1]
+    # post id -> the target [K] of the final question of a pseudo-label or of a reviewed sample (ACT)
     final_targets: Mapping[str, Target] = {}
+    signed: bool = False  # there is such a sample: targets may leave [0, 1]
 
     def examples(self, questions: QuestionSet) -> tuple[list[Example], list[Example]]:
         """Return the labelled posts to learn from, and those to validate on."""
-        train = []
-        for post in self.train:
-            if post.label is not None:
-                one = example(post, questions, prob=self.label_probs.get(post.id, 1.0))
-                *process, final = one.targets
-                targets = (*process, self.final_targets.get(post.id, final))
-                train.append(one._replace(targets=targets))
+        train = [
+            example(post, questions, final=self.final_targets.get(post.id))
+            for post in self.train
+            if post.label is not None
+        ]
         return train, [example(post, questions) for post in self.validation]
 
 
@@ -237,23 +235,22 @@ def _of_run(run: Path, sources: SourceSettings, seed: int) -> LabelledPosts:
         for one in (*grown, *validated)
         if one not in posts
     ]
-    train, label_probs = list[Post](), dict[str, float]()
-    for i, row in grown.items():
-        label, provenance = str(row["label"]), row["provenance"]
-        if i in posts:
-            # what the run knew of a post: its manifest may hold answers that the run hid with the label
-            train.append(replace(posts[i], label=label, process=dict(row.get("process", {}))))
-        if provenance["source"] == "pseudo-label":
-            posterior = provenance.get("posterior")
-            label_probs[i] = float(posterior["probs"][label]) if posterior else sources.soft_target
+    # what the run knew of a post: its manifest may hold answers that the run hid with the label
+    train = [
+        replace(
+            posts[i], label=str(row["label"]), process=dict(row.get("process", {})),
+            extra={**posts[i].extra, ORIGIN: row[ORIGIN]},
+        )
+        for i, row in grown.items() if i in posts
+    ]  # fmt: skip
     validation = [replace(posts[i], label=label) for i, label in validated.items() if i in posts]
     if sources.validation is not None:
         validation, left_out = read_posts(sources.validation, task, sources)
         quarantine += left_out
     elif grown.keys() & validated.keys():  # a run without a validation split leaves labelled posts out
         known = [post for post in train if post.id in validated]
-        validation = _draw_validation(known, sources.validation_share, seed)[1]
-    found = LabelledPosts(task, _without(train, validation), label_probs, validation, quarantine)
+        validation = _draw_validation(known, sources.validation_share, seed)
+    found = _labelled(task, train, validation, quarantine, sources)
     if sources.reviews is None:
         return found
     hidden = {i: replace(post, process={}) for i, post in posts.items() if post.label is not None}
@@ -289,28 +286,58 @@ def _of_manifest(sources: SourceSettings, seed: int) -> LabelledPosts:
         train, validation = list(parts["labelled"]), list(parts["validation"])
     if sources.validation is not None:
         validation, left_out = read_posts(sources.validation, task, sources)
-        train = _without(train, validation)
         quarantine = quarantine + left_out
     elif not validation:
-        train, validation = _draw_validation(train, sources.validation_share, seed)
-    return LabelledPosts(task, train, {}, validation, quarantine)
+        validation = _draw_validation(train, sources.validation_share, seed)
+    return _labelled(task, train, validation, quarantine, sources)
 
 
-def _without(posts: Sequence[Post], others: Iterable[Post]) -> list[Post]:
-    """Return the posts that are none of the others."""
-    ids = {post.id for post in others}
-    return [post for post in posts if post.id not in ids]
+def _labelled(
+    task: Task, train: Iterable[Post], validation: list[Post], quarantine: list[Json], sources: SourceSettings
+) -> LabelledPosts:
+    """Return what is learned from, less what validates; pseudo-labels are worth what is said of them."""
+    ids = {post.id for post in validation}
+    kept = [post for post in train if post.id not in ids]
+    soft = {post.id: _soft_target(post, task.names, sources.soft_target) for post in kept if _is_pseudo(post)}
+    return LabelledPosts(task, kept, validation, quarantine, soft)
 
 
-def _draw_validation(posts: list[Post], share: float, seed: int) -> tuple[list[Post], list[Post]]:
-    """Draw a share of each class to validate on, at least one; both parts in the posts' order."""
+def _is_pseudo(post: Post) -> bool:
+    """Return whether the label was accepted by a run, as its grown dataset says; else it is a person's."""
+    return answer_table(post, ORIGIN).get("source") == "pseudo-label"
+
+
+def _soft_target(post: Post, names: Sequence[str], without: float) -> Target:
+    """Return the posterior of a pseudo-label [K], or a target of `without` where the run had none.
+
+    DataError: what stands there is no posterior over these classes.
+    """
+    posterior = answer_table(post, ORIGIN).get("posterior")
+    if posterior is None:
+        return make_target(names, post.label, without)
+    match posterior:
+        case {"probs": dict(probs)} if set(probs) == set(names) and all(map(_is_prob, probs.values())):
+            return np.array([probs[name] for name in names], dtype=np.float32)
+    raise DataError(
+        f"post {post.id!r}: {ORIGIN}.posterior is {posterior!r:.80}; expected `probs` with a probability of"
+        f" each of {list(names)}, as a run writes it: correct it, or take the posterior out"
+    )
+
+
+def _is_prob(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _draw_validation(posts: Iterable[Post], share: float, seed: int) -> list[Post]:
+    """Draw a share of what people labelled of each class to validate on, at least one; in their order."""
+    known = [post for post in posts if not _is_pseudo(post)]
     generator = np.random.default_rng([seed, 1])
     chosen: set[str] = set()
-    for label in dict.fromkeys(post.label for post in posts):
-        ids = [post.id for post in posts if post.label == label]
+    for label in dict.fromkeys(post.label for post in known):
+        ids = [post.id for post in known if post.label == label]
         wanted = max(round(share * len(ids)), 1)
         chosen |= {ids[i] for i in generator.permutation(len(ids))[:wanted]}
-    return [p for p in posts if p.id not in chosen], [p for p in posts if p.id in chosen]
+    return [post for post in known if post.id in chosen]
 
 
 def _with_reviews(found: LabelledPosts, run: Path, batch: str, posts: Mapping[str, Post]) -> LabelledPosts:
@@ -329,7 +356,7 @@ def _with_reviews(found: LabelledPosts, run: Path, batch: str, posts: Mapping[st
     kept = [post for post in found.train if post.id not in labels]
     known = {post.id for post in found.validation}
     added = [replace(posts[i], label=label) for i, label in labels.items() if i in posts and i not in known]
-    return found._replace(train=kept + added, final_targets=targets)
+    return found._replace(train=kept + added, final_targets={**found.final_targets, **targets}, signed=True)
 
 
 def _reviewed(run: Path, batch: str) -> BatchOutcome:

@@ -597,7 +597,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     results = train(
         built, posts,
         settings=training, seed=recipe.seed, folder=out, identity=identity, accelerator=accelerator,
-        signed=bool(found.final_targets), max_unread=tolerated, rehearse=work.rehearse, bar=bar,
+        signed=found.signed, max_unread=tolerated, rehearse=work.rehearse, bar=bar,
         validate=lambda _: headline(built.questions, work.scored(validation)),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from agents.ask.questioner import QuestionAnswer
 from agents.judgment import State, rounded
-from selftrain.data.model_answers import DIRECT, MISSING, MODEL, PROVENANCE, answer_table
+from selftrain.data.model_answers import DIRECT, MISSING, MODEL, ORIGIN, PROVENANCE, answer_table
 from selftrain.data.posts import Post
 from selftrain.data.task import Question
 
@@ -81,7 +81,7 @@ def known_answers(post: Post) -> KnownAnswers:
     if direct := answer_table(post, DIRECT):
         model[FINAL] = direct
     # a grown dataset says where its labels come from: pseudo-labels are nobody's word
-    if post.label is not None and answer_table(post, "provenance").get("source", "label") in PEOPLE:
+    if post.label is not None and answer_table(post, ORIGIN).get("source", "label") in PEOPLE:
         known[FINAL] = post.label
     return KnownAnswers(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
 

@@ -125,7 +125,9 @@ def from_run(
     checkpoint.check_out(out, trained=True)
     found = dataset.load_posts(made.data, made.seed)
     asked = dataset.question_set(found.task, made.model.variant)
-    training.check_named(made, asked)  # before anything is paid for
+    # before anything is paid for
+    training.check_named(made, asked)
+    tested = dataset.run_test_posts(run, found.task, made.data)
     data = made.data
     if asked.process:
         answers = out.resolve() / "answers.jsonl"
@@ -134,7 +136,6 @@ def from_run(
         data = data.model_copy(update={"process": answers})
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
     model_page.write_report(out, out / "report.html")
-    tested = dataset.run_test_posts(run, trained.task, made.data)
     if tested:
         _measure(trained, tested, out / "test", made.training.evaluation_batch, _check_device("auto"))
     else:

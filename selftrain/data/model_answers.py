@@ -1,4 +1,10 @@
-"""Models' answers in a post, as `selftrain annotate` writes them: extra fields that are tables.
+"""Where labels and answers of a post come from: extra fields that are tables.
+
+A grown dataset has
+
+provenance          where the label comes from: a person, or a run that accepted it, and with what posterior
+
+and what `selftrain annotate` writes
 
 process_provenance  question -> the model's answer that stands in `process`, with probability and rationale
 process_model       question -> the model's answer where a person had given one already
@@ -15,6 +21,7 @@ from typing import Any
 from selftrain.data.posts import Post
 from selftrain.errors import ManifestError
 
+ORIGIN = "provenance"
 PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
 
 
@@ -27,7 +34,7 @@ def answer_table(post: Post, name: str) -> Mapping[str, Any]:
         except (ValueError, RecursionError):
             value = None
     if not isinstance(value, dict):
-        if name == "provenance":  # a common word: where it is not ours it means nothing to us
+        if name == ORIGIN:  # a common word: where it is not ours it means nothing to us
             return {}
         raise ManifestError(
             f"post {post.id!r}: the field {name!r} holds {post.extra[name]!r:.80}; expected a table of a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from agentps_helpers import training_folder
@@ -11,6 +12,7 @@ from annotation_helpers import MemoryBackend, answered, rows
 from selftrain.agentps.dataset import load_posts
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.cli import main
+from selftrain.store import checksums
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_one_command_asks_trains_and_measures(run_with_questions, backend, tmp_p
     found = load_posts(SourceSettings(run=run_with_questions), 0)
     unanswered = {post.id for post in (*found.train, *found.validation) if not post.process}
     asked = [request.affinity for request in backend.requests]
-    assert set(asked) == unanswered == set(found.label_probs)
+    assert set(asked) == unanswered == set(found.final_targets)
     assert len(asked) - before < len(unanswered), "what was paid for before the cap is not paid for again"
     written = rows(out / "answers.jsonl")
     assert {post_id for post_id, row in written.items() if "process_provenance" in row} == unanswered
@@ -59,6 +61,20 @@ def test_a_question_that_is_not_asked_is_said_before_anything_is_paid_for(
     command = ["agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9"]
     assert main([*command, "--out", str(tmp_path / "model"), "--set", change]) == 2
     assert "lout" in capsys.readouterr().err
+    assert not backend.requests
+
+
+def test_test_posts_that_are_gone_are_said_before_anything_is_paid_for(
+    run_with_questions, backend, tmp_path, capsys
+):
+    run, gone = tmp_path / "run", tmp_path / "gone.jsonl"
+    shutil.copytree(run_with_questions, run)
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("[data]", f'[data]\ntest = "{gone}"'))
+    checksums.note_written(recipe)
+    command = ["agentps", "from-run", str(run), "--server", "http://127.0.0.1:9"]
+    assert main([*command, "--out", str(tmp_path / "model")]) == 2
+    assert f"{gone} cannot be read: No such file" in capsys.readouterr().err
     assert not backend.requests
 
 

@@ -15,6 +15,7 @@ from selftrain.agentps.dataset import (
     answer_of,
     example,
     load_posts,
+    make_target,
     of_split,
     question_set,
     read_posts,
@@ -23,7 +24,7 @@ from selftrain.agentps.dataset import (
 from selftrain.agentps.recipe import SourceSettings, load_agentps_recipe
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
-from selftrain.data.task import Task, dump_task, load_task
+from selftrain.data.task import Task, TaskClass, dump_task, load_task
 from selftrain.errors import DataError, RecipeError, SplitError, TaskError
 from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder, read_jsonl
@@ -144,7 +145,9 @@ def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
     assert {p.id: p.label for p in found.train} == {i: row["label"] for i, row in grown.items()}
     pseudo = {i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label"}
     assert pseudo
-    assert found.label_probs == dict.fromkeys(pseudo, 0.7)
+    assert {i: round(float(target.max()), 6) for i, target in found.final_targets.items()} == dict.fromkeys(
+        pseudo, 0.7
+    )
     folder = RunFolder(small_run)
     scores = read_jsonl(folder.round_path(folder.best_round()) / "scores.jsonl")
     assert {p.id: p.label for p in found.validation} == {
@@ -190,7 +193,7 @@ def test_of_a_run_without_validation_posts_a_share_of_the_labelled_ones_validate
 def test_nothing_that_the_run_hid_is_learned_from(run_with_questions):
     """The manifest answers the question about every post; the run hid the pool's answers with its labels."""
     found = load_posts(SourceSettings(run=run_with_questions), 0)
-    pseudo = [post for post in found.train if post.id in found.label_probs]
+    pseudo = [post for post in found.train if post.id in found.final_targets]
     assert pseudo
     assert not [post.id for post in pseudo if post.process]
     assert all(post.process for post in (*found.train, *found.validation) if post not in pseudo)
@@ -207,10 +210,14 @@ def test_test_posts_of_a_run_are_those_that_nothing_was_chosen_by(run_with_quest
 def test_soft_targets_and_missing_answers():
     asked = question_set(TASK, "agentps")
 
-    def found(label, process, prob=1.0):
-        return [one.tolist() for one in example(Post("a", "x", (), label, process), asked, prob=prob).targets]
+    def found(label, process, final=None):
+        return [
+            one.tolist() for one in example(Post("a", "x", (), label, process), asked, final=final).targets
+        ]
 
-    assert found("rude", {"tone": "calm"}, 0.8) == [[0, 0], [0, 1, 0], pytest.approx([0.8, 0.2])]
+    soft = make_target(("rude", "kind"), "rude", 0.8)
+    assert found("rude", {"tone": "calm"}, soft) == [[0, 0], [0, 1, 0], pytest.approx([0.8, 0.2])]
+    assert found("rude", {"tone": "calm"}) == [[0, 0], [0, 1, 0], [1, 0]]
     assert found(None, {}) == [[0, 0], [0, 0, 0], [0, 0]]
     with pytest.raises(TaskError, match="none of"):
         found("rude", {"tone": "loud"})
@@ -278,10 +285,56 @@ def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, 
     shutil.copytree(small_run, run)
     rows = list(read_jsonl(run / "grown.jsonl"))
     pseudo = [row for row in rows if row["provenance"]["source"] == "pseudo-label"]
-    pseudo[0]["provenance"]["posterior"] = {"probs": {pseudo[0]["label"]: 0.93}}
+    label = pseudo[0]["label"]
+    names = load_task(run / "task.toml").names
+    probs = {name: 0.93 if name == label else 0.07 for name in names}
+    pseudo[0]["provenance"]["posterior"] = {"probs": probs}
     checksums.write_jsonl(run / "grown.jsonl", rows)
     found = load_posts(SourceSettings(run=run, soft_target=0.7), 0)
-    assert [found.label_probs[str(row["id"])] for row in pseudo] == [0.93] + [0.7] * (len(pseudo) - 1)
+    targets = [found.final_targets[str(row["id"])] for row in pseudo]
+    assert targets[0] == pytest.approx([probs[name] for name in names])
+    assert [target.max() for target in targets[1:]] == pytest.approx([0.7] * (len(pseudo) - 1))
+
+
+FOUR = replace(TASK, classes=tuple(TaskClass(name, name) for name in ("rude", "kind", "odd", "dull")))
+
+
+def grown_row(number, label, source, posterior=None):
+    origin = {"source": source} | ({} if posterior is None else {"posterior": posterior})
+    return {"id": f"p{number}", "text": f"day {number}", "label": label, "provenance": origin}
+
+
+def test_a_grown_dataset_by_itself_is_worth_what_it_is_in_its_run(tmp_path):
+    """The whole posterior, of more than two classes too; validated is on labels by people."""
+    dump_task(FOUR, tmp_path / "task.toml")
+    probs = {"rude": 0.5, "kind": 0.05, "odd": 0.4, "dull": 0.05}
+    rows = [grown_row(n, name, "label") for n, name in enumerate(FOUR.names * 5)]
+    rows += [grown_row(n, "rude", "pseudo-label", {"probs": probs}) for n in range(20, 40)]
+    rows += [grown_row(40, "odd", "pseudo-label"), grown_row(41, "odd", "human")]
+    (tmp_path / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = SourceSettings(
+        manifest=tmp_path / "grown.jsonl", task=tmp_path / "task.toml", validation_share=0.4, soft_target=0.7
+    )
+    found = load_posts(sources, 0)
+    people = {f"p{n}" for n in (*range(20), 41)}
+    assert {post.id for post in found.validation} < people
+    assert len(found.validation) == 8
+    train, _ = found.examples(question_set(FOUR, "vanilla"))
+    targets = {one.id: one.targets[-1].tolist() for one in train}
+    assert targets["p20"] == pytest.approx([0.5, 0.05, 0.4, 0.05])
+    assert targets["p40"] == pytest.approx([0.1, 0.1, 0.7, 0.1])
+    assert all(sorted(targets[i]) == [0, 0, 0, 1] for i in people & targets.keys())
+
+
+@pytest.mark.parametrize(
+    "posterior", [{"probs": {"rude": 0.9}}, {"probs": {"rude": 2, "kind": 0}}, {"probs": [1, 0]}, "sure", 0.9]
+)
+def test_a_posterior_that_is_none_is_said_with_its_post(place, posterior):
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    rows[3]["provenance"] = {"source": "pseudo-label", "posterior": posterior}
+    (place / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"post 'p3': provenance\.posterior is .*; expected `probs`"):
+        load_posts(section(place), 0)
 
 
 def test_what_a_variant_asks():
