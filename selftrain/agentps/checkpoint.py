@@ -192,9 +192,12 @@ def read_about(folder: Path, name: str = ABOUT) -> Json:
         about = read_json(file)
     except FileNotFoundError as error:
         what, how = ("model", "RUN --out") if name == ABOUT else ("merged model", "... --merge")
-        raise ModelError(
-            f"{folder} holds no {what}: it has no {name}. `selftrain agentps train {how} DIR` makes one"
-        ) from error
+        remedy = f"`selftrain agentps train {how} DIR` makes one"
+        if name == ABOUT and (folder / MERGED).exists():
+            remedy = (
+                "it is a merged checkpoint: serve it with vLLM and give --server, or open what was merged"
+            )
+        raise ModelError(f"{folder} holds no {what}: it has no {name}; {remedy}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({error}): the folder is damaged") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:

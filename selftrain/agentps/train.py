@@ -537,8 +537,6 @@ class _Work(NamedTuple):
         self.built.model.to("cpu")
         self.built.use_cache(None)
         forget_compiled(self.built.base.module)
-        if self.recipe.training.attention != "auto":
-            set_attention(self.built.base.module, "auto")
 
     def write(
         self, results: Sequence[train_loop.EpochResult], scored: Sequence[ScoredPost], task: Task, more: Json
@@ -603,6 +601,8 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
 
     # ---- the best weights again, measured with intervals -------------------------------------------------
     checkpoint.load_weights(built.model, out / WEIGHTS)
+    if training.attention != "auto":  # thresholds are set on what whoever opens the model computes
+        set_attention(built.base.module, "auto")
     final = work.scored(validation)
     if accelerator.is_main_process:
         work.write(results, final, found.task, {"identity": identity})

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 
 from losses.process import process_loss
 from selftrain.agentps import train as training
-from selftrain.agentps.checkpoint import MERGED, PROGRESS, WEIGHTS, load_weights, trained
+from selftrain.agentps.checkpoint import MERGED, PROGRESS, WEIGHTS, load, load_weights, trained
 from selftrain.agentps.checkpoint import TASK as TASK_FILE
 from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import headline, score, score_share
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, part_sizes, stack_targets
+from selftrain.agentps.predict import predict
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings, load_agentps_recipe
 from selftrain.agentps.train import (
     QUARANTINE,
@@ -33,6 +34,7 @@ from selftrain.agentps.train import (
     train_agentps,
 )
 from selftrain.cli import main
+from selftrain.data.manifest import read_manifest
 from selftrain.errors import (
     DataError,
     ModelError,
@@ -41,6 +43,7 @@ from selftrain.errors import (
     RecipeError,
     TrainingError,
 )
+from selftrain.store.run_dir import read_jsonl
 
 FAST = TrainingSettings(
     epochs=2, batch_size=8, part=3, learning_rate=3e-3, head_learning_rate=3e-3, save_every=2, metric="auc"
@@ -607,9 +610,31 @@ def test_attention_is_the_recipes_in_training_and_transformers_own_after_it(tmp_
     made = train_agentps(
         place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
     )
-    assert seen
-    assert all(ways == {"eager"} for ways in seen)
+    *during, measured = seen
+    assert during
+    assert all(ways == {"eager"} for ways in during)
+    assert measured == {"sdpa"}
     assert {part.config._attn_implementation for part in attending(made.built)} == {"sdpa"}
+
+
+def test_what_bfloat16_was_validated_in_is_what_it_predicts_in(tmp_path):
+    """One post at a time, as a CPU predicts: the same to the last digit that is written."""
+    place = training_folder(tmp_path, posts=20)
+    changes = [
+        f'data.task="{place / "task.toml"}"', "training.epochs=1", 'training.precision="bfloat16"',
+        'training.attention="eager"', "training.evaluation_batch=1",
+    ]  # fmt: skip
+    with accelerating(cpu=True, mixed_precision="bf16"):
+        train_agentps(
+            place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
+        )
+    loaded = load(place / "model")
+    assert loaded.about["precision"] == "bfloat16"
+    posts = {post.id: post for post in read_manifest(place / "posts.jsonl", loaded.task).posts}
+    validated = list(read_jsonl(place / "model" / "validation.jsonl"))
+    predicted = predict(loaded, [posts[row["id"]] for row in validated])
+    for row, one in zip(validated, predicted, strict=True):
+        assert one.answers[-1][0] == pytest.approx(row["probabilities"]["rude"], abs=1e-6)
 
 
 # ---- what cannot go on ----------------------------------------------------------------------------------
