@@ -1,14 +1,18 @@
-"""Predictors without a model: what a text says is its score, and what happens can be held back."""
+"""Predictors without a model, for whom a text is its score and who can be held back; an application."""
 
 from __future__ import annotations
 
 import threading
 
 import numpy as np
+from starlette.testclient import TestClient
 
 from backbones.errors import ImageError
 from backbones.images import open_image
 from selftrain.models.predictor import Prediction, ValidationScores
+from selftrain.serving.app import Measures, Service, build_app
+from selftrain.serving.batching import Batcher
+from selftrain.serving.intake import Scratch
 
 
 class TextPredictor:
@@ -79,3 +83,27 @@ class PicturePredictor(TextPredictor):
                 unreadable[post.id] = str(error)
         found = super().predict(posts)
         return [one._replace(reason=unreadable.get(one.id, one.reason)) for one in found]
+
+
+class Served:
+    """An application around a model."""
+
+    def __init__(self, root, predictor, limits, key, load):
+        self.predictor, self.measures, self.scratch = predictor, Measures(), Scratch(root)
+        self.loaded = threading.Event()
+        self.batcher = Batcher(
+            lambda: predictor, max_batch=4, max_wait=0, max_queue=8, observe=self.measures.batch
+        )
+        self.service = Service(self.batcher, self.scratch, self.measures, limits=limits, key=key)
+        self.client = TestClient(build_app(self.service), base_url="http://localhost")
+        if load:
+            self.load()
+
+    def load(self):
+        self.batcher.start(self.loaded.set)
+        assert self.loaded.wait(30)
+
+    def measured(self):
+        """Prometheus' lines as a table."""
+        lines = self.measures.text().decode().splitlines()
+        return {k: float(v) for k, _, v in (line.rpartition(" ") for line in lines if line[0] != "#")}

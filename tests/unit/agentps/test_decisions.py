@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from agentps_helpers import TASK, training_folder
+from serving_helpers import Served
 
 from selftrain.agentps import predict
 from selftrain.agentps.checkpoint import load
@@ -22,6 +23,7 @@ from selftrain.models.calibration import probabilities
 from selftrain.report.model_page import gather, write_report
 from selftrain.serving import row_stream, streams
 from selftrain.serving.load_predictor import load_predictor
+from selftrain.serving.wire import RequestLimits
 from selftrain.store import checksums
 
 ASKED = question_set(TASK, "multitask")
@@ -197,6 +199,13 @@ def test_every_command_calibrates_and_decides_alike(place, tmp_path, capsys):
     for row in found["predict"]:
         assert row["label"] == ("rude" if row["probabilities"]["rude"] >= decisions[-1].threshold else "kind")
         assert set(row["answers"]) == {"insult", "tone"}
+
+    served = Served(tmp_path, predictor, RequestLimits(), "", load=True)
+    asked = [{"id": post.id, "text": post.text} for post in given[:6]]
+    told = served.client.post("/score", json={"posts": asked}).json()
+    served.batcher.close()
+    served.scratch.close()
+    assert told["scores"] == found["predict"][:6]
 
     sink = tmp_path / "sink.jsonl"
     capsys.readouterr()

@@ -109,6 +109,18 @@ def test_no_text_of_hateful_memes_is_in_two_parts(data_root):
     assert 3000 <= len(drawn.test) < 3020
 
 
+def test_no_meme_of_harmeme_is_on_both_sides_and_its_severity_is_the_process_answer(data_root):
+    drawn = agentps_study.harmeme(200, 0, data_root)
+    assert (len(drawn.train), len(drawn.validation)) == (200, agentps_study.VALIDATION)
+    test, rest = (
+        [*map(agentps_study._contents, part)] for part in (drawn.test, drawn.train + drawn.validation)
+    )
+    assert not {key for one in test for key in one} & {key for one in rest for key in one}
+    harmless = {post.process["severity"] == "not harmful" for post in drawn.test if post.label == "harmless"}
+    assert harmless == {True}
+    assert {post.process["severity"] for post in drawn.train} == set(drawn.task.question("severity").answers)
+
+
 def test_rules_for_the_epoch_are_measured_on_what_they_would_choose():
     """The second of three epochs is the best; its probabilities are timid, the third's are sure and wrong."""
     random = np.random.default_rng(0)

@@ -8,12 +8,9 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
-from serving_helpers import HeldPredictor, TextPredictor
-from starlette.testclient import TestClient
+from serving_helpers import HeldPredictor, Served, TextPredictor
 
 from selftrain.serving import app as app_module
-from selftrain.serving.app import Measures, Service, build_app
-from selftrain.serving.batching import Batcher
 from selftrain.serving.intake import Scratch
 from selftrain.serving.wire import RequestLimits
 
@@ -24,30 +21,6 @@ def picture():
     file = BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
-
-
-class Served:
-    """An application around a fake model."""
-
-    def __init__(self, root, predictor, limits, key, load):
-        self.predictor, self.measures, self.scratch = predictor, Measures(), Scratch(root)
-        self.loaded = threading.Event()
-        self.batcher = Batcher(
-            lambda: predictor, max_batch=4, max_wait=0, max_queue=8, observe=self.measures.batch
-        )
-        self.service = Service(self.batcher, self.scratch, self.measures, limits=limits, key=key)
-        self.client = TestClient(build_app(self.service), base_url="http://localhost")
-        if load:
-            self.load()
-
-    def load(self):
-        self.batcher.start(self.loaded.set)
-        assert self.loaded.wait(WAIT)
-
-    def measured(self):
-        """Prometheus' lines as a table."""
-        lines = self.measures.text().decode().splitlines()
-        return {k: float(v) for k, _, v in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 @pytest.fixture
