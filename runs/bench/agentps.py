@@ -7,6 +7,7 @@ severity HarMeme, image and words, 2,000 posts; its process label is the severit
 speed    prediction of agentps against vanilla; training against transformers' Trainer
 served   scores with a vLLM server for the language model, against transformers (needs `make vllm`)
 gpu      LLaVA-OneVision 0.5B, random weights, 16 pictures: posts a second, memory, share of the card's rate
+reading  what reading such albums can feed, and their tokens, on any machine
 
 memes, pairs and ordered are trained in every way of the table in docs/agentps.md: supervision, prompt and
 place apart, questions as rounds, the final head fed, and process labels that are soft, wrong or missing.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from runs.bench.agentps_study import Drawn
 
 STUDY = "agentps"
-PARTS = ("pairs", "ordered", "memes", "severity", "speed", "served", "gpu")
+PARTS = ("pairs", "ordered", "memes", "severity", "speed", "served", "gpu", "reading")
 ABLATION = ("vanilla", "vanilla, asked", "multitask", "multitask, asked", "agentps")
 BESIDE = ("multitask, fed", "agentps, rounds", "agentps, fed")
 LABELS = ("agentps, soft", "agentps, 20 % wrong", "agentps, 40 % wrong", "agentps, a quarter")
@@ -59,6 +60,7 @@ MEASURED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "speed": ("fhm_text", ("prediction", "training")),
     "served": ("fhm_text", ("served",)),
     "gpu": ("drawn albums", ("llava-onevision 0.5B, random weights",)),
+    "reading": ("drawn albums", ("reading, llava-onevision",)),
 }
 """Part -> the data set that its figures are kept under, and what is measured once."""
 
@@ -224,10 +226,10 @@ def _draw(cells: Cells, seed: int, data: Path) -> Drawn:
 
 
 def _measure_once(part: str, method: str, data: Path) -> dict[str, float]:
-    if part == "gpu":
-        from runs.bench.agentps_gpu import on_gpu
+    if part in ("gpu", "reading"):
+        from runs.bench.agentps_gpu import on_cpu, on_gpu
 
-        return on_gpu()
+        return on_gpu() if part == "gpu" else on_cpu()
     if part == "served":
         from runs.bench.agentps_served import served
 

@@ -238,6 +238,23 @@ def reading(reader: Reader, posts: Sequence[Example], *, side: int, pin: bool = 
     return result
 
 
+def on_cpu(posts: int = POSTS) -> dict[str, float]:
+    """What a machine without a GPU can tell: what reading alone can feed, and the tokens of published frames.
+
+    Those are of sixteen pictures of 360 x 636, as images and as a video.
+    """
+    result = dict[str, float]()
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = draw_albums(Path(folder), posts, SIDE)
+        result |= reading(llava_reader("images"), drawn, side=SIDE)
+        published = Frames(ALBUM, 360, 636)
+        for album in ("images", "video"):
+            reader = llava_reader(album)
+            (length,) = Collator(reader, published).lengths(drawn[:1])
+            result[f"{album}: tokens of published frames"] = float(length - reader.length(drawn[0].text, 0))
+    return result
+
+
 def _repeated(posts: Sequence[Example], count: int) -> Iterator[list[Example]]:
     return ([posts[i % len(posts)]] for i in range(count))
 
