@@ -413,10 +413,13 @@ def test_another_video_or_another_number_of_frames_is_another_question(tmp_path,
 
 
 def test_a_frame_is_no_picture_of_the_same_file(tmp_path, pictures):
-    """A file that is both: each is paid for by itself."""
-    (shown,) = pictures[:1]
-    ask(first_offered, tmp_path, PostStub("a", "x"), RELEVANT, video=shown, frames=Frames(), max_images=1)
-    backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", (shown,)), RELEVANT, max_images=1)
+    """A file that is both, under words of one's own that do not say which: each is paid for by itself."""
+    folder, shown = tmp_path / "prompts", pictures[0]
+    folder.mkdir()
+    (folder / "post.txt").write_text("$words")
+    given = {"max_images": 1, "prompts": folder}
+    ask(first_offered, tmp_path, PostStub("a", "x"), RELEVANT, video=shown, frames=Frames(), **given)
+    backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", (shown,)), RELEVANT, **given)
     assert len(backend.requests) == 1
 
 
