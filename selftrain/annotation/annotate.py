@@ -178,11 +178,11 @@ def _unaskable(question: AgentQuestion, post: Post, most: int) -> str:
     if question.kind != "count":
         return ""
     if post.video is not None:
-        return "the rule is about all pictures, and of a video only a sample is sent: ask without counting"
+        return "the rule is about all pictures, and of a video only a sample is sent: ask without `counting`"
     if not images:
         return "the post has no pictures to count"
     if images > most:
-        remedy = "raise vlm.max_images" if images <= MAX_IMAGES else "ask without counting"
+        remedy = "raise vlm.max_images" if images <= MAX_IMAGES else "ask without `counting`"
         return f"only {most} of {images} pictures are sent, and the rule is about all: {remedy}"
     return ""
 
