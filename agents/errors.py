@@ -5,6 +5,7 @@ AgentError
 ├── PromptFileError, StoreError, TokenCapError, NearChanceError, TooManyFailedError, ServerLaunchError
 └── ChatError
     ├── RequestRefusedError, CallFailedError      this request has no answer; others may
+    │   └── UnreadableError                       it was not even sent: a picture cannot be read
     └── ServerRefusedError, ServerLostError       no request has one
 """
 
@@ -69,6 +70,10 @@ class ChatError(AgentError):
 
 class RequestRefusedError(ChatError, ValueError):
     """The server will never answer this request (too long, malformed, refused by a filter)."""
+
+
+class UnreadableError(RequestRefusedError):
+    """A picture or a video of the post cannot be read; nothing was sent."""
 
 
 class CallFailedError(ChatError):

@@ -21,7 +21,7 @@ from agents.ask.guard import guard_words
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.metering import Manner, UsageTotals
 from agents.ask.postgres_cache import PostgresCache
-from agents.ask.prepare import Opener
+from agents.ask.prepare import FrameReader, Opener
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
@@ -179,16 +179,24 @@ AskedForNothing = OfflinePanel | SimulatedPanel | ReplayedPanel
 class ModelServers(ServersSection):
     """A model behind one or more servers: the keys of its section, and what asks it."""
 
-    def runner(self, cache: ResponseCache, *, run: str, max_pixels: int, progress: bool = False) -> Runner:
+    def runner(
+        self,
+        cache: ResponseCache,
+        *,
+        run: str,
+        max_pixels: int,
+        progress: bool = False,
+        frames: FrameReader | None = None,
+    ) -> Runner:
         """Return what asks the model about many posts, paid for by `run`; nothing is asked yet.
 
-        The `cache` of answers is not closed by it.
+        The `cache` of answers is not closed by it; `frames` samples videos, where they are asked about.
         """
         others = {role: (build_backend(model), model.manner()) for role, model in self.others().items()}
         own, most = build_backend(self), self.concurrency * max(1, len(self.servers))
         return Runner(
             own, cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
-            max_images=self.max_images, width=most, worth=own.width,
+            max_images=self.max_images, frames=frames, width=most, worth=own.width,
             manner=self.manner(), others=others, token_cap=self.token_cap,
             progress=partial(bar, drawn=progress),
         )  # fmt: skip

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+import av
+
 # the model in memory is that of the agents' own tests
 from PIL import Image
 from question_helpers import answered, offered, wording
 from vlm_helpers import MemoryBackend
 
-__all__ = ["MemoryBackend", "answered", "command", "make_home", "model", "offered", "rows", "wording"]
+__all__ = [
+    "MemoryBackend", "answered", "command", "film", "make_home", "model", "offered", "paint", "rows",
+    "wording",
+]  # fmt: skip
 
 TASK = """
 name = "copies"
@@ -86,3 +91,23 @@ def command(home, *more, out="annotated.jsonl", source="posts.jsonl"):
 def rows(path):
     """Id -> row of a manifest in JSON lines."""
     return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def paint(folder, name, count):
+    """Names of new pictures; that in place i is grey of level 10 i."""
+    names = [f"{name}-{i:03d}.png" for i in range(count)]
+    for i, one in enumerate(names):
+        Image.new("RGB", (16, 16), (10 * i % 256,) * 3).save(folder / one)
+    return names
+
+
+def film(path, frames=40, size=(64, 48)):
+    """A video of ten frames a second; frame i is grey of level i * 255 / frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
+        for i in range(frames):
+            grey = Image.new("RGB", size, (round(i * 255 / frames),) * 3)
+            container.mux(stream.encode(av.VideoFrame.from_image(grey)))
+        container.mux(stream.encode())
+    return path

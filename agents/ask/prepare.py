@@ -10,14 +10,15 @@ import asyncio
 import hashlib
 import io
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from agents.client.base import ChatRequest, Message, Picture, Sampling
 from agents.client.messages import data_url
-from agents.errors import RequestRefusedError
+from agents.errors import RequestRefusedError, UnreadableError
 from agents.judgment import PostLike
 
 if TYPE_CHECKING:
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 Opener: TypeAlias = "Callable[[Path, int], Image.Image]"
 """From a file and the longest side wanted, in pixels, to an upright RGB image; raises on a bad file."""
 
-UNREADABLE = "A picture of this post could not be read"
+FrameReader: TypeAlias = "Callable[[Path, int, int], Sequence[Image.Image]]"
+"""From a video, how many frames of it, and the longest side wanted, to RGB images; raises on a bad file."""
+
 QUALITY = 90
 """Of the JPEG files that are sent."""
+_VIDEOS = 4  # decoded at a time: a frame of full size is large
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,43 +54,52 @@ class PictureLoader:
         opener: Opens image files.
         side: Longest side of a picture as it is sent, in pixels.
         most_bytes: Of encoded pictures that are remembered; those that were not sent for longest go first.
+        frames: Samples videos; None where none is shown.
     """
 
-    def __init__(self, opener: Opener, side: int, most_bytes: int = 256 << 20) -> None:
-        self._opener, self._side, self._left = opener, side, most_bytes
+    def __init__(
+        self, opener: Opener, side: int, most_bytes: int = 256 << 20, frames: FrameReader | None = None
+    ) -> None:
+        self._opener, self._side, self._left, self._frames = opener, side, most_bytes, frames
         self._sources: dict[tuple[Path, int, int], str] = {}
-        self._made: OrderedDict[Picture, asyncio.Task[Picture]] = OrderedDict()
+        self._made: OrderedDict[Picture, asyncio.Task[dict[Picture, Picture]]] = OrderedDict()
+        self._videos = asyncio.Semaphore(_VIDEOS)
 
-    async def prepare(self, post: PostLike, most: int) -> PreparedPost:
-        """Return a post with its first `most` pictures, which are yet to be decoded."""
+    async def prepare(self, post: PostLike, most: int, video: Path | None = None) -> PreparedPost:
+        """Return a post with its first `most` pictures, or so many frames of a video, yet to be decoded."""
         try:
-            pictures = [
-                Picture(f"{await self._source(path)} {self._side}", "image/jpeg", b"", path)
-                for path in tuple(post.images)[:most]
-            ]
+            if video is not None:
+                whole = await self._picture(video)
+                return PreparedPost(post, tuple(whole._replace(frame=(i, most)) for i in range(most)))
+            return PreparedPost(post, tuple([await self._picture(one) for one in tuple(post.images)[:most]]))
         except OSError as error:
-            return PreparedPost(post, fault=f"{UNREADABLE}: {error}")
-        return PreparedPost(post, tuple(pictures))
+            return PreparedPost(post, fault=_unreadable(error, video=video is not None))
 
     async def load(self, request: ChatRequest) -> ChatRequest:
         """Return a request with its pictures decoded and encoded.
 
         Raises:
-            RequestRefusedError: One cannot be read.
+            UnreadableError: One cannot be read.
         """
         parts = {part for turn in request.messages for part in turn.parts if isinstance(part, Picture)}
-        wanted = [part for part in parts if not part.data]
-        if not wanted:
+        # the frames of a video are decoded together
+        wanted = {one._replace(frame=one.frame and (0, one.frame[1])) for one in parts if not one.data}
+        made = dict[Picture, Picture]()
+        for one in wanted:
+            try:
+                made |= await self._load(one)
+            except Exception as error:  # decoders raise a dozen types; the reason becomes the judgment's
+                raise UnreadableError(_unreadable(error, video=one.frame is not None)) from error
+        if not made:
             return request
-        try:
-            made = {part: await self._load(part) for part in wanted}
-        except Exception as error:  # decoders raise a dozen types; the reason becomes the judgment's
-            raise RequestRefusedError(f"{UNREADABLE}: {error}") from error
         turns = [
             Message(turn.role, tuple(made.get(p, p) if isinstance(p, Picture) else p for p in turn.parts))
             for turn in request.messages
         ]
         return replace(request, messages=tuple(turns))
+
+    async def _picture(self, path: Path) -> Picture:
+        return Picture(f"{await self._source(path)} {self._side}", "image/jpeg", b"", path)
 
     async def _source(self, path: Path) -> str:
         state = path.stat()
@@ -95,30 +108,44 @@ class PictureLoader:
             self._sources[known] = await asyncio.to_thread(_sha256, path)
         return self._sources[known]
 
-    async def _load(self, picture: Picture) -> Picture:
-        task = self._made.get(picture)
+    async def _load(self, first: Picture) -> Mapping[Picture, Picture]:
+        """Return what a picture becomes; of a video's first frame, what all of its frames become."""
+        task = self._made.get(first)
         if task is None:
-            # decoding takes long enough to hold up every other call
-            task = asyncio.create_task(asyncio.to_thread(self._encoded, picture))
-            self._made[picture] = task
+            task = asyncio.create_task(self._decode(first))
+            self._made[first] = task
             try:
                 self._left -= _size(await asyncio.shield(task))
-            except BaseException:
-                self._made.pop(picture, None)
+            except BaseException as error:
+                # a video that is none may show it late: it is not decoded for every question
+                if first.frame is None or not isinstance(error, Exception):
+                    self._made.pop(first, None)
                 raise
             while self._left < 0 and (oldest := next(iter(self._made.values()))).done():
-                self._left += _size(oldest.result())
+                self._left += 0 if oldest.exception() else _size(oldest.result())
                 self._made.popitem(last=False)
         else:
-            self._made.move_to_end(picture)
+            self._made.move_to_end(first)
         return await asyncio.shield(task)
 
-    def _encoded(self, picture: Picture) -> Picture:
-        assert picture.path is not None, "a picture without its data has a file"
-        found = _encode(picture.path, self._opener, self._side)
-        if found.source != picture.source:
+    async def _decode(self, first: Picture) -> dict[Picture, Picture]:
+        # it takes long enough to hold up every other call
+        async with nullcontext() if first.frame is None else self._videos:
+            return await asyncio.to_thread(self._encoded, first)
+
+    def _encoded(self, first: Picture) -> dict[Picture, Picture]:
+        path, side = first.path, self._side
+        assert path is not None, "a picture without its data has a file"
+        if first.frame is None:
+            opened = {first: self._opener(path, side)}
+        else:
+            assert self._frames is not None, "whoever asks about a video says how it is sampled"
+            count = first.frame[1]
+            images = zip(range(count), self._frames(path, count, side), strict=True)
+            opened = {first._replace(frame=(i, count)): image for i, image in images}
+        if f"{_sha256(path)} {side}" != first.source:
             raise ValueError("its file was changed while it was asked about")
-        return found._replace(url=data_url(found))  # once, for all that is asked about it
+        return {one: _encode(one, image, side) for one, image in opened.items()}
 
 
 async def prepare_post(post: PostLike, opener: Opener, *, side: int, most: int) -> PreparedPost:
@@ -143,16 +170,20 @@ def encoder() -> str:
     return f"pillow {__version__}, JPEG {QUALITY}"
 
 
-def _encode(path: Path, opener: Opener, side: int) -> Picture:
-    image = opener(path, side)
+def _encode(picture: Picture, image: Image.Image, side: int) -> Picture:
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
-    return Picture(f"{_sha256(path)} {side}", "image/jpeg", buffer.getvalue(), path)
+    made = picture._replace(data=buffer.getvalue())
+    return made._replace(url=data_url(made))  # once, for all that is asked about it
 
 
-def _size(picture: Picture) -> int:
-    return len(picture.data) + len(picture.url)
+def _size(made: Mapping[Picture, Picture]) -> int:
+    return sum(len(one.data) + len(one.url) for one in made.values())
+
+
+def _unreadable(error: Exception, *, video: bool) -> str:
+    return f"{'The video' if video else 'A picture'} of this post could not be read: {error}"
 
 
 def _sha256(path: Path) -> str:

@@ -176,11 +176,10 @@ class PromptFiles:
         Templates of chat models join the parts as they are: without the line breaks the question would go on
         in the last line of the quotation.
         """
-        return Message("user", (self._opening(text, len(pictures)) + "\n", *pictures, "\n" + ending))
+        return Message("user", (self._opening(text, _seen(pictures)) + "\n", *pictures, "\n" + ending))
 
-    def _opened(self, text: str, pictures: int) -> str:
+    def _opened(self, text: str, seen: str) -> str:
         """Return what stands before a post's pictures."""
-        seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")
         shown = cut(sanitize(text), self._text_chars)
         if not shown.text.strip():
             return self.fill("post", contents=f"no words and {seen}", words="")
@@ -188,6 +187,13 @@ class PromptFiles:
         if shown.shortened:
             words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
         return self.fill("post", contents=f"words and {seen}", words=words)
+
+
+def _seen(pictures: Sequence[Picture]) -> str:
+    """Return in words what is shown of a post."""
+    count = len(pictures)
+    seen = {0: "no picture", 1: "one picture"}.get(count, f"{count} pictures")
+    return f"{seen} from a video" if count and pictures[0].frame is not None else seen
 
 
 def listed(answers: Iterable[str]) -> str:

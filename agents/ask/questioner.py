@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from agents.ask.answer_schema import AnswerForm, AnswerSchema
@@ -12,7 +13,7 @@ from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import BUILT_IN, PromptFiles, unsure_beside
 from agents.ask.runner import DEFAULT, Runner
 from agents.client.base import Identity, PromptSize
-from agents.errors import TooManyFailedError
+from agents.errors import TooManyFailedError, UnreadableError
 from agents.judgment import PostLike, State
 
 QuestionKind: TypeAlias = Literal["choice", "count", "final"]
@@ -53,6 +54,7 @@ class PostQuestions(NamedTuple):
 
     post: PostLike
     questions: tuple[AgentQuestion, ...]
+    video: Path | None = None  # whose frames are shown in place of pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Questioner:
         failures = FailedQuestions(self.max_failed)
 
         async def one(item: PostQuestions) -> tuple[QuestionAnswer, ...]:
-            prepared = await self.runner.prepare(item.post)
+            prepared = await self.runner.prepare(item.post, item.video)
             answers = []
             # one after the other: the first call computes the prefix that the others read from the cache
             for question in item.questions:
@@ -134,23 +136,27 @@ class Questioner:
         return self.runner.reached().get(DEFAULT)
 
     def measure(self, posts: Sequence[PostQuestions]) -> list[PromptSize]:
-        """Return the size of every prompt about `posts`; no answer is asked for.
+        """Return the size of every prompt about `posts` that can be read; no answer is asked for.
 
         Raises:
             ChatError: The server cannot be asked, or does not measure.
         """
 
         async def sizes(item: PostQuestions) -> list[PromptSize]:
-            prepared = await self.runner.prepare(item.post)
+            prepared = await self.runner.prepare(item.post, item.video)
             if prepared.fault:
                 return []
-            return [await self.runner.measure(self._prompt(prepared, one)) for one in item.questions]
+            try:
+                return [await self.runner.measure(self._prompt(prepared, one)) for one in item.questions]
+            except UnreadableError:  # it costs no call either
+                return []
 
         return [size for one in self.runner.map("prompt sizes", posts, sizes) for size in one]
 
     def most_tokens(self, item: PostQuestions) -> int:
         """Return the most tokens of the answers about one post, each asked for once."""
-        pictures = min(len(item.post.images), self.runner.max_images)
+        most = self.runner.max_images
+        pictures = min(len(item.post.images), most) if item.video is None else most
         schemas = (self._schema(question, pictures) for question in item.questions)
         return sum(map(self.runner.manner.most_tokens, schemas))
 

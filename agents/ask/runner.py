@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -28,7 +29,7 @@ from agents.ask.metering import (
     StoppedError,
     UsageTotals,
 )
-from agents.ask.prepare import Opener, PictureLoader, PreparedPost
+from agents.ask.prepare import FrameReader, Opener, PictureLoader, PreparedPost
 from agents.client.base import Backend, Identity, PromptSize
 from agents.errors import CallFailedError, RequestRefusedError
 from agents.judgment import PostLike
@@ -57,7 +58,8 @@ class Runner:
     run: str  # who pays: the resolved path of a run's folder
     opener: Opener  # opens image files
     image_side: int = 768  # longest side of a picture, in pixels
-    max_images: int = 16  # most pictures of a post that are sent, in order
+    max_images: int = 16  # most pictures of a post that are sent, in order; so many frames of a video
+    frames: FrameReader | None = None  # samples videos; None where none is shown
     width: int = 64  # posts under way at a time, at most
     worth: Callable[[], int] | None = None  # returns how many of them are worth it at the moment; None: all
     manner: Manner = USUAL  # how the model is asked
@@ -68,7 +70,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._models = {DEFAULT: (self.backend, self.manner), **self.others}
-        self._pictures = PictureLoader(self.opener, self.image_side)
+        self._pictures = PictureLoader(self.opener, self.image_side, frames=self.frames)
         self._account = Account(self.cache, self.run, self.token_cap)
         self._opening = asyncio.Lock()
         self._clients: dict[str, MeteredClient] = {}
@@ -147,9 +149,9 @@ class Runner:
                 )
         return self._clients[place]
 
-    async def prepare(self, post: PostLike) -> PreparedPost:
-        """Return `post` with its pictures, which are decoded once they are sent."""
-        return await self._pictures.prepare(post, self.max_images)
+    async def prepare(self, post: PostLike, video: Path | None = None) -> PreparedPost:
+        """Return `post` with its pictures, or frames of its video, which are decoded once they are sent."""
+        return await self._pictures.prepare(post, self.max_images, video)
 
     async def ask(self, prompt: PostPrompt) -> Response:
         """Return what comes back on `prompt`; FAILED with the reason when nothing usable does.

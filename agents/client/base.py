@@ -35,6 +35,12 @@ class Picture(NamedTuple):
     data: bytes  # encoded; empty where it is yet to be made of `path`
     path: Path | None = None  # the file
     url: bytes = b""  # as JSON has it, where it was made already: `messages.data_url`
+    # (which, of how many) it is of the frames that a video at `path` is sampled into; None: no frame
+    frame: tuple[int, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what it is made of, as JSON values."""
+        return {"picture": self.source} | ({} if self.frame is None else {"frame": list(self.frame)})
 
 
 Part: TypeAlias = str | Picture
@@ -48,7 +54,7 @@ class Message(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, pictures by their source."""
-        parts = [part if isinstance(part, str) else {"picture": part.source} for part in self.parts]
+        parts = [part if isinstance(part, str) else part.to_json() for part in self.parts]
         return {"role": self.role, "parts": parts}
 
 

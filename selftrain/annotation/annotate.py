@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
+from PIL.Image import Image
 
 from agents.ask.answer_schema import AnswerForm
 from agents.ask.metering import UsageTotals
+from agents.ask.prepare import FrameReader
 from agents.ask.questioner import (
     AgentQuestion,
     FailedQuestions,
@@ -30,12 +32,13 @@ from backbones.images import MAX_PIXELS
 from backbones.progress import ProgressBar
 from selftrain._util.object_urls import url_or_path
 from selftrain._util.plugins import accepted
+from selftrain.agentps.frames import chosen, read_frames
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import FINAL, ModelAnswer, filled, known_answers, read_given
 from selftrain.config import VlmSection, load_recipe
 from selftrain.data.manifest import ManifestReport, Tolerance, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
-from selftrain.data.posts import Post
+from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES, Post
 from selftrain.data.task import Question, Task, load_task
 from selftrain.engine.mapping import Engine
 from selftrain.errors import ManifestError, RecipeError, TaskError
@@ -94,6 +97,12 @@ class PlannedPost(NamedTuple):
     post: Post  # as it was read
     asks: tuple[AgentQuestion, ...] = ()  # the questions that are asked about it
     unasked: Mapping[str, str] = {}  # question -> why it cannot be asked: no call is spent on it
+    shown: tuple[Path, ...] = ()  # which of its pictures the model sees; of a video it sees frames
+
+    @property
+    def asking(self) -> PostQuestions:
+        """What is asked, about what is shown."""
+        return PostQuestions(replace(self.post, images=self.shown), self.asks, self.post.video)
 
 
 def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question, ...]:
@@ -146,21 +155,35 @@ def plan_questions(
             # an answer that the task no longer offers is none
             if earlier.get(one.name, {}).get("answer") in one.answers:
                 continue
-            if post.video is not None:
-                unasked[one.name] = "the post has a video, which the model is not shown"
-            elif one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
+            if reason := _unaskable(one, post, max_images):
                 unasked[one.name] = reason
             else:
                 asks.append(one)
-        planned.append(PlannedPost(post, tuple(asks), unasked))
+        planned.append(PlannedPost(post, tuple(asks), unasked, _shown(post.images, max_images)))
     return planned
 
 
-def _uncountable(images: int, most: int) -> str:
+def _shown(images: tuple[Path, ...], most: int) -> tuple[Path, ...]:
+    """Return the pictures of an album that the model sees; of a long one those that AgentPS samples."""
+    if len(images) <= MAX_IMAGES:  # answers about the first ones may have been paid for
+        return images[:most]
+    return tuple(images[place] for place in chosen(len(images), most, repeat=False))
+
+
+def _unaskable(question: AgentQuestion, post: Post, most: int) -> str:
+    """Return why a question cannot be asked about a post; one that counts is about all its pictures."""
+    images = len(post.images)
+    if post.video is not None and not most:
+        return "the post has a video, of which vlm.max_images = 0 shows nothing: raise it"
+    if question.kind != "count":
+        return ""
+    if post.video is not None:
+        return "the rule is about all pictures, and of a video only a sample is sent: ask without `counting`"
     if not images:
         return "the post has no pictures to count"
     if images > most:
-        return f"only {most} of {images} pictures are sent, and the rule is about all: raise vlm.max_images"
+        remedy = "raise vlm.max_images" if images <= MAX_IMAGES else "ask without `counting`"
+        return f"only {most} of {images} pictures are sent, and the rule is about all: {remedy}"
     return ""
 
 
@@ -185,7 +208,7 @@ class AnnotationCost(NamedTuple):
         yield f"posts          {self.posts:,}"
         yield f"calls          {self.calls:,}"
         if self.unasked:
-            yield f"not asked      {self.unasked:,} questions that cannot be: counts without pictures, videos"
+            yield f"not asked      {self.unasked:,} questions that cannot be: counts where not all is shown"
         if self.prompt is None or self.image is None:
             yield f"prompt tokens  not known: {self.fault}"
         else:
@@ -202,7 +225,7 @@ class AnnotationCost(NamedTuple):
 
 def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int = 0) -> AnnotationCost:
     """Measure the prompts of a sample of posts, asking for no answer; AgentError: no server, or a refusal."""
-    asking = [PostQuestions(one.post, one.asks) for one in plan if one.asks]
+    asking = [one.asking for one in plan if one.asks]
     calls = sum(len(one.questions) for one in asking)
     unasked = sum(len(one.unasked) for one in plan)
     completion = sum(questioner.most_tokens(one) for one in asking)
@@ -210,10 +233,10 @@ def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int
         return AnnotationCost(0, 0, unasked, 0.0, 0.0, 0, 0)
     questioner.runner.identity()  # a server that is none is refused as such, not as one that does not measure
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
-    fault = "no picture of the posts that were drawn could be read"
+    drawn = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
+    fault = "no picture or video of the posts that were drawn could be read"
     try:
-        sizes = questioner.measure([asking[i] for i in chosen])
+        sizes = questioner.measure([asking[i] for i in drawn])
     except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
         sizes, fault = [], str(error)
     if not sizes:
@@ -239,7 +262,7 @@ def build_questioner(
     served = ModelServers(**accepted(ModelServers, dict(settings.vlm)))
     runner = served.runner(
         served.cache_beside(out), run=str(out.resolve()), max_pixels=settings.max_pixels,
-        progress=progress,
+        progress=progress, frames=_frame_reader(settings.max_pixels),
     )  # fmt: skip
     return Questioner(
         runner,
@@ -249,6 +272,19 @@ def build_questioner(
         seed=settings.seed,
         max_failed=max_failed,
     )
+
+
+def _frame_reader(max_pixels: int) -> FrameReader:
+    """Return what samples a video as AgentPS does; a frame keeps its proportions, as pictures do here."""
+
+    def read(path: Path, count: int, side: int) -> list[Image]:
+        def shrunk(image: Image) -> Image:
+            image.thumbnail((side, side))
+            return image
+
+        return read_frames(path, count, max_pixels=max_pixels, fit=shrunk)
+
+    return read
 
 
 # ---- by the workers of a cluster -------------------------------------------------------------------------
@@ -385,18 +421,20 @@ def prepare_annotation(
     TaskError, ManifestError, QuarantineError: what cannot be used, and what to do.
     """
     read_task = load_task(task)
-    chosen = select_questions(read_task, questions)
+    selected = select_questions(read_task, questions)
     for given, what in ((manifest, "the manifest that is read"), (task, "the task")):
         if out.resolve() == given.resolve() or (out.exists() and given.exists() and out.samefile(given)):
             raise ManifestError(f"{out} is {what}; expected another file to write to: name one")
-    found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels, columns=columns)
+    found = read_manifest(
+        manifest, read_task, max_pixels=settings.max_pixels, max_images=MAX_ALBUM, columns=columns
+    )
     found.enforce(settings.tolerance)
     check_writable(found.posts, out)
     planned = plan_questions(
-        found.posts, read_task, chosen,
+        found.posts, read_task, selected,
         direct=direct, again=again, limit=limit, max_images=settings.vlm.max_images,
     )  # fmt: skip
-    return PreparedAnnotation(task, read_task, chosen, direct, found, tuple(planned), out)
+    return PreparedAnnotation(task, read_task, selected, direct, found, tuple(planned), out)
 
 
 def annotate(prepared: PreparedAnnotation, questioner: Asked) -> AnnotatedManifest:
@@ -430,7 +468,7 @@ def answer_questions(
 ) -> list[Post]:
     """Ask everything that is planned; return the posts with what was answered. Raises as `Questioner.ask`."""
     asking = [one for one in plan if one.asks]
-    came = questioner.ask([PostQuestions(one.post, one.asks) for one in asking])
+    came = questioner.ask([one.asking for one in asking])
     given = {one.post.id: each for one, each in zip(asking, came, strict=True)}
     asked = {question.name: question for question in questions}
     posts = []

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 from agentps_helpers import training_folder
-from annotation_helpers import MemoryBackend, answered, rows
+from annotation_helpers import MemoryBackend, answered, film, paint, rows
+from vlm_helpers import pictures_of
 
 from selftrain.agentps.dataset import load_posts
 from selftrain.agentps.recipe import SourceSettings
@@ -95,3 +96,26 @@ def test_nothing_is_written_into_a_runs_folder(run_with_questions, backend, caps
         assert "is the folder of a run, whose own files would be lost" in capsys.readouterr().err
     assert sorted(run_with_questions.rglob("*")) == before
     assert not backend.requests
+
+
+def test_it_asks_about_videos_and_long_albums_as_they_are_trained_on(run_with_questions, backend, tmp_path):
+    place, out = training_folder(tmp_path / "base", frames=2), tmp_path / "model"
+    film(tmp_path / "clip.mp4")
+    classes = load_posts(SourceSettings(run=run_with_questions), 0).task.names
+    posts = [
+        {"id": "v1", "text": "moving", "video": "clip.mp4", "label": classes[0]},
+        {"id": "l1", "text": "long", "images": paint(tmp_path, "l", 20), "label": classes[1]},
+    ]
+    (tmp_path / "check.jsonl").write_text("".join(json.dumps(one) + "\n" for one in posts))
+    command = [
+        "agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9", "--out", str(out),
+        "--recipe", str(place / "recipe.toml"), "--set", "training.epochs=1", "--set", "model.max_tokens=200",
+        "--set", f'data.validation="{tmp_path / "check.jsonl"}"',
+    ]  # fmt: skip
+    assert main(command) == 0
+    shown = {request.affinity: len(pictures_of(request)) for request in backend.requests}
+    assert (shown["v1"], shown["l1"]) == (16, 16)
+    written = rows(out / "answers.jsonl")
+    assert [written[one]["process"] for one in ("v1", "l1")] == [{"loud": "yes"}] * 2
+    validated = (out / "validation.jsonl").read_text().splitlines()
+    assert {json.loads(one)["id"] for one in validated} == {"v1", "l1"}

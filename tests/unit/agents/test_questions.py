@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -52,12 +55,12 @@ def make_questioner(backend, folder, *, prompts=None, questioner=None, max_faile
     return Questioner(runner, files, max_failed=max_failed, **(questioner or {}))
 
 
-def ask(answer, folder, post, *questions, **options):
+def ask(answer, folder, post, *questions, video=None, **options):
     """The backend, and what came back on one post."""
     backend = MemoryBackend(answer)
     asking = make_questioner(backend, folder, **options)
     try:
-        (given,) = asking.ask([PostQuestions(post, questions)])
+        (given,) = asking.ask([PostQuestions(post, questions, video)])
     finally:
         asking.close()
     return backend, given
@@ -354,3 +357,119 @@ def test_pictures_beyond_the_limit_are_not_sent(tmp_path, pictures):
     backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", pictures), RELEVANT, max_images=4)
     assert len(pictures_of(backend.requests[0])) == 4
     assert wording(backend.requests[0]) == "Do words and pictures fit?"
+
+
+# ---- videos -----------------------------------------------------------------------------------------
+
+
+class Frames:
+    """Samples videos: frame i of n is grey of level 10 i. `read` lists what was asked of it."""
+
+    def __init__(self, error=None):
+        self.read, self.error = [], error
+
+    def __call__(self, path, count, side):
+        self.read.append((path.name, count, side))
+        if self.error is not None:
+            raise self.error
+        return [Image.new("RGB", (40, 30), (10 * i,) * 3) for i in range(count)]
+
+
+@pytest.fixture
+def clip(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"a video")
+    return tmp_path / "clip.mp4"
+
+
+def levels(request):
+    return [round(Image.open(io.BytesIO(one.data)).getpixel((3, 3))[0] / 10) for one in pictures_of(request)]
+
+
+def test_of_a_video_as_many_frames_as_pictures_are_sent_in_order(tmp_path, clip):
+    frames = Frames()
+    given = {"video": clip, "frames": frames, "max_images": 5, "image_side": 20}
+    backend, _ = ask(first_offered, tmp_path, PostStub("a", "x"), *ALL, **given)
+    assert [levels(one) for one in backend.requests] == [[0, 1, 2, 3, 4]] * 4
+    assert {Image.open(io.BytesIO(one.data)).size for one in pictures_of(backend.requests[0])} == {(20, 15)}
+    assert "The post has words and 5 pictures from a video." in words(backend.requests[0], 1)
+    assert frames.read == [("clip.mp4", 5, 20)], "it is decoded once for all questions"
+    again, _ = ask(first_offered, tmp_path, PostStub("a", "x"), *ALL, **given)
+    assert (again.requests, len(frames.read)) == ([], 1), "and not at all where the answers are there"
+
+
+def test_another_video_or_another_number_of_frames_is_another_question(tmp_path, clip):
+    def asked(max_images=5, **given):
+        backend, _ = ask(
+            first_offered, tmp_path, PostStub("a", "x"), RELEVANT, max_images=max_images, frames=Frames(),
+            **{"video": clip} | given,
+        )  # fmt: skip
+        return len(backend.requests)
+
+    assert (asked(), asked(), asked(max_images=4), asked(image_side=20)) == (1, 0, 1, 1)
+    clip.rename(tmp_path / "renamed.webm")
+    assert asked(video=tmp_path / "renamed.webm") == 0, "the content counts, not the name"
+    clip.write_bytes(b"a vide0")
+    assert (asked(), asked()) == (1, 0)
+
+
+def test_a_frame_is_no_picture_of_the_same_file(tmp_path, pictures):
+    """A file that is both, under words of one's own that do not say which: each is paid for by itself."""
+    folder, shown = tmp_path / "prompts", pictures[0]
+    folder.mkdir()
+    (folder / "post.txt").write_text("$words")
+    given = {"max_images": 1, "prompts": folder}
+    ask(first_offered, tmp_path, PostStub("a", "x"), RELEVANT, video=shown, frames=Frames(), **given)
+    backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", (shown,)), RELEVANT, **given)
+    assert len(backend.requests) == 1
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_video_that_cannot_be_read_costs_no_call_and_is_tried_once(tmp_path, clip, missing):
+    frames = Frames(ValueError("not one frame"))
+    if missing:
+        clip.unlink()
+    backend, given = ask(
+        first_offered, tmp_path, PostStub("a", "x"), RELEVANT, THEME, FINAL, video=clip, frames=frames
+    )
+    assert {one.state for one in given} == {State.FAILED}
+    assert {one.fault.split(": ", 1)[0] for one in given} == {"The video of this post could not be read"}
+    assert ("No such file" if missing else "not one frame") in given[0].fault
+    assert (backend.requests, len(frames.read)) == ([], 0 if missing else 1)
+
+
+def test_sizes_are_those_of_posts_that_can_be_read(tmp_path, clip, pictures):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    posts = [
+        PostQuestions(PostStub("v", "x"), (RELEVANT,), clip),
+        PostQuestions(PostStub("b", "x", (tmp_path / "bad.png",)), (RELEVANT,)),
+        PostQuestions(PostStub("a", "x", pictures[:2]), (RELEVANT,)),
+    ]
+    asking = make_questioner(MemoryBackend(first_offered), tmp_path, frames=Frames(ValueError("broken")))
+    sizes = asking.measure(posts)
+    asking.close()
+    assert [size.image for size in sizes] == [128]
+
+
+def test_few_videos_are_decoded_at_a_time(tmp_path):
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def slow(path, count, side):
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.02)
+        with lock:
+            under_way -= 1
+        return [Image.new("RGB", (8, 8))] * count
+
+    posts = []
+    for i in range(16):
+        (tmp_path / f"{i}.mp4").write_bytes(b"%d" % i)
+        posts.append(PostQuestions(PostStub(str(i), f"x {i}"), (RELEVANT,), tmp_path / f"{i}.mp4"))
+    backend = MemoryBackend(first_offered)
+    asking = make_questioner(backend, tmp_path, frames=slow, max_images=2)
+    asking.ask(posts)
+    asking.close()
+    assert len(backend.requests) == 16
+    assert 1 < most <= 4

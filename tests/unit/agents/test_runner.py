@@ -26,6 +26,7 @@ from agents.client.base import Message, Usage, cache_keys
 SCHEMA = AnswerSchema(("rude", "kind"), "unsure")
 POST = PostStub("p0", "rude words <b> here")
 KEYS = ["b53274e33f8f2e16", "5345ed1f9dbdd38f", "6e8d0baafff025f3", "cc6d64408d815ba3"]
+WITH_PICTURES = ["9a292263b2e32fb7", "dce35001a589fc49"]  # of a choice and of a count
 
 
 @pytest.fixture
@@ -171,6 +172,19 @@ def test_answers_that_were_paid_for_are_found_again(running, seed):
     question = AgentQuestion("fits", "Do they fit?", ("yes", "no"))
     Questioner(runner, QuestionPrompts(BRIEF), seed=seed).ask([PostQuestions(POST, (question,))])
     assert [key[:16] for one in backend.requests for key in cache_keys([one], IDENTITY)] == KEYS
+
+
+def test_answers_about_pictures_that_were_paid_for_are_found_again(tmp_path, running):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"picture %d" % i)
+    runner, backend = running(lambda request: raw("x"), manner=Manner(attempts=1), max_images=2)
+    runner._pictures._opener = lambda path, side: Image.new("RGB", (8, 8))
+    post = PostStub("p0", "rude words <b> here", tuple(tmp_path / f"{i}.png" for i in range(3)))
+    answers = ("yes", "no")
+    asked = (AgentQuestion("fits", "Do they fit?", answers), AgentQuestion("m", "Marks?", answers, "count"))
+    Questioner(runner, QuestionPrompts(BRIEF)).ask([PostQuestions(post, asked)])
+    found = [key[:16] for one in backend.requests for key in cache_keys([one], IDENTITY)]
+    assert found == WITH_PICTURES
 
 
 def test_a_picture_is_decoded_when_it_is_first_sent_once_and_not_where_its_answer_is_there(tmp_path):

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 from dataclasses import replace
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
-from annotation_helpers import MemoryBackend, answered, command, make_home, model, offered, rows, wording
+from annotation_helpers import (
+    MemoryBackend,
+    answered,
+    command,
+    film,
+    make_home,
+    model,
+    offered,
+    paint,
+    rows,
+    wording,
+)
+from model_server import ModelServer
+from PIL import Image
 from ray_helpers import across_processes
+from vlm_helpers import pictures_of, words
 
 from agents.ask.questioner import QuestionAnswer
 from agents.client.base import Completion, Usage
 from agents.errors import ServerLostError, ServerRefusedError
 from agents.judgment import State
+from selftrain.agentps.frames import chosen, read_frames
+from selftrain.annotation.annotate import plan_questions
 from selftrain.annotation.answers import known_answers, read_given
 from selftrain.cli import main
 from selftrain.cli.options import Workers
 from selftrain.data.manifest import read_manifest
+from selftrain.data.posts import Post
 from selftrain.data.task import Question, load_task
 from selftrain.panels import cache_beside
 
@@ -287,6 +306,165 @@ def test_pictures_beyond_those_sent_cannot_be_counted(home, serve):
     assert ("d", "most") not in asked(backend)
     assert ("a", "most") in asked(backend)
     assert "only 3 of 4 pictures" in rows(home / "annotated.jsonl")["d"]["process_missing"]["marks"]
+
+
+# ---- long albums and videos -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("available", "most", "shown"),
+    [
+        (0, 16, []),
+        (16, 16, range(16)),
+        # answers about these were paid for: the first ones stay
+        (16, 4, range(4)),
+        (10, 0, []),
+        (17, 16, chosen(17, 16, repeat=False)),
+        (40, 16, [1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 36, 38]),
+        (256, 1, [128]),
+        (20, 0, []),
+    ],
+)
+def test_which_pictures_of_an_album_are_shown(home, tmp_path, available, most, shown):
+    task = load_task(home / "task.toml")
+    pictures = tuple(tmp_path / f"{i}.png" for i in range(available))
+    post = Post("a", "words", pictures, "own")
+    (planned,) = plan_questions([post], task, task.questions[:1], max_images=most)
+    assert planned.asking.post.images == tuple(pictures[i] for i in shown)
+    assert (planned.post, planned.asking.video) == (post, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "video", "most", "expected"),
+    [
+        (0, False, 16, {"marks": "the post has no pictures to count"}),
+        (16, False, 16, {}),
+        (16, False, 3, {"marks": "only 3 of 16 pictures are sent, and the rule is about all: raise vlm.max"}),
+        (17, False, 16, {"marks": "only 16 of 17 pictures are sent, and the rule is about all: ask without"}),
+        (0, True, 16, {"marks": "the rule is about all pictures, and of a video only a sample is sent: ask"}),
+        # it is not asked blind about a video
+        (0, True, 0, dict.fromkeys(("relevant", "theme", "marks"), "the post has a video, of which vlm.max")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_told(home, tmp_path, *, images, video, most, expected):
+    task = load_task(home / "task.toml")
+    pictures = tuple(tmp_path / f"{i}.png" for i in range(images))
+    post = Post("a", "words", pictures, video=tmp_path / "a.mp4" if video else None)
+    (planned,) = plan_questions([post], task, task.questions, max_images=most)
+    assert planned.unasked.keys() == expected.keys()
+    assert all(planned.unasked[name].startswith(reason) for name, reason in expected.items())
+    asked = {one.name for one in planned.asks}
+    assert asked == {"relevant", "theme", "marks"} - expected.keys()
+
+
+@pytest.fixture
+def long_home(home):
+    """A manifest of a long album `l`, a video `v` and a picture `p`."""
+    film(home / "clip.mp4")
+    lines = [
+        {"id": "l", "text": "long", "images": paint(home, "l", 20)},
+        {"id": "v", "text": "moving", "video": "clip.mp4"},
+        {"id": "p", "text": "still", "images": paint(home, "p", 1)},
+    ]
+    (home / "long.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (home / "recipe.toml").write_text('[data]\nmanifest = "long.jsonl"\ntask = "task.toml"\n')
+    return home
+
+
+def levels(picture):
+    return np.asarray(Image.open(io.BytesIO(picture.data))).mean()
+
+
+def test_the_command_shows_long_albums_and_videos_as_agentps_samples_them(long_home, serve):
+    backend = serve(lambda request: answered(offered(request)[0]))
+    assert main(command(long_home, source="long.jsonl")) == 0
+    seen = {request.affinity: request for request in backend.requests}
+    assert asked(backend) == [("l", "is"), ("l", "words"), ("p", "is"), ("p", "most"), ("p", "words"),
+                              ("v", "is"), ("v", "words")]  # fmt: skip
+    shown = [round(levels(one) / 10) for one in pictures_of(seen["l"])]
+    assert shown == chosen(20, 16, repeat=False)
+    frames = read_frames(long_home / "clip.mp4", 16, max_pixels=10_000)
+    means = [np.asarray(one).mean() for one in frames]
+    assert [levels(one) for one in pictures_of(seen["v"])] == pytest.approx(means, abs=2)
+    assert means == sorted(means)
+    assert "words and 16 pictures from a video" in words(seen["v"], 1)
+    assert "words and 16 pictures." in words(seen["l"], 1)
+    written = rows(long_home / "annotated.jsonl")
+    assert (len(written["l"]["images"]), written["v"]["video"]) == (20, "clip.mp4")
+    assert written["v"]["process"] == {"relevant": "yes", "theme": "sports"}
+    assert "only 16 of 20 pictures" in written["l"]["process_missing"]["marks"]
+    assert "of a video only a sample" in written["v"]["process_missing"]["marks"]
+    again = serve()
+    assert main(command(long_home, source="long.jsonl", out="again.jsonl")) == 0
+    assert again.requests == []
+    film(long_home / "clip.mp4", 30)
+    other = serve(lambda request: answered(offered(request)[0]))
+    assert main(command(long_home, source="long.jsonl", out="other.jsonl")) == 0
+    assert asked(other) == [("v", "is"), ("v", "words")], "another video is another question"
+
+
+def test_fewer_frames_are_shown_where_the_recipe_says_so(long_home, serve):
+    backend = serve(lambda request: answered(offered(request)[0]))
+    recipe = ("--recipe", str(long_home / "recipe.toml"), "--set", "vlm.max_images=3")
+    assert main(command(long_home, *recipe, source="long.jsonl", out="three.jsonl")) == 0
+    seen = {request.affinity: request for request in backend.requests}
+    assert [round(levels(one) / 10) for one in pictures_of(seen["l"])] == [3, 10, 16]
+    assert len(pictures_of(seen["v"])) == 3
+
+
+def test_a_video_and_a_long_album_reach_a_server(long_home):
+    server = ModelServer()
+    try:
+        arguments = command(long_home, "--direct", source="long.jsonl")
+        url = f"http://127.0.0.1:{server.stub.port}"
+        arguments = [url if one == "http://127.0.0.1:9" else one for one in arguments]
+        assert main(arguments) == 0
+        bodies = [json.loads(one) for one in server.bodies]
+    finally:
+        server.stop()
+    counts = sorted(json.dumps(one).count("data:image/jpeg;base64,") for one in bodies)
+    assert counts == [1] * 4 + [16] * 6
+    written = rows(long_home / "annotated.jsonl")
+    assert all(set(row["process"]) >= {"relevant", "theme"} for row in written.values())
+    assert all("label_model" in row for row in written.values())
+
+
+def test_a_video_of_rubbish_is_told_by_its_post_and_fails_no_other(long_home, serve, capsys):
+    (long_home / "clip.mp4").write_bytes(b"this is no film" * 50)
+    backend = serve(lambda request: answered(offered(request)[0]))
+    assert main(command(long_home, source="long.jsonl")) == 2
+    told = capsys.readouterr().err
+    assert "post 'v', relevant: The video of this post could not be read: " in told
+    assert "clip.mp4: cannot be read as a video" in told
+    assert main(command(long_home, "--max-failed", "0.5", source="long.jsonl")) == 0
+    written = rows(long_home / "annotated.jsonl")
+    assert "cannot be read as a video" in written["v"]["process_missing"]["theme"]
+    assert written["l"]["process"] == {"relevant": "yes", "theme": "sports"}
+    assert "v" not in {request.affinity for request in backend.requests}
+    assert main(command(long_home, "--estimate", source="long.jsonl", out="estimate.jsonl")) == 0
+    shown = capsys.readouterr().out
+    assert "calls          7\nnot asked      2 " in shown
+    assert "(by 5 prompts measured)" in shown, "the video cannot be measured"
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"images": 257}, "257 images"),
+        ({"video": "gone.mp4"}, "video 'gone.mp4': no such file"),
+        ({"images": 2, "video": "clip.mp4"}, "images and a video"),
+    ],
+)
+def test_rows_that_no_sampling_helps_are_set_aside(long_home, serve, capsys, row, complaint):
+    row = {"id": "bad", "text": "x"} | row
+    if "images" in row:
+        row["images"] = paint(long_home, "bad", row["images"])
+    with (long_home / "long.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    serve(lambda request: answered(offered(request)[0]))
+    assert main(command(long_home, "--max-bad-share", "0.5", source="long.jsonl")) == 0
+    assert complaint in capsys.readouterr().out
+    assert set(rows(long_home / "annotated.jsonl")) == {"l", "v", "p"}
 
 
 # ---- estimate ---------------------------------------------------------------------------------------
@@ -588,6 +766,14 @@ def test_workers_give_the_manifest_of_one_process(home, serve, capsys, by_worker
     for report in reports:
         del report["written"], report["usage"]["seconds"]
     assert reports[0] == reports[1]
+
+
+def test_workers_are_sent_videos_and_long_albums(long_home, serve, by_workers):
+    backend = serve(lambda request: answered(offered(request)[0]))
+    (long_home / "posts.jsonl").write_text((long_home / "long.jsonl").read_text())
+    assert by_workers() == 0
+    counts = {request.affinity: len(pictures_of(request)) for request in backend.requests}
+    assert counts == {"l": 16, "v": 16, "p": 1}
 
 
 def test_workers_fail_together_as_one_process_does(home, serve, capsys, by_workers):
