@@ -159,15 +159,9 @@ def plan_questions(
                 unasked[one.name] = reason
             else:
                 asks.append(one)
-        planned.append(PlannedPost(post, tuple(asks), unasked, _shown(post.images, max_images)))
+        shown = chosen(len(post.images), max_images, repeat=False)  # as AgentPS samples an album
+        planned.append(PlannedPost(post, tuple(asks), unasked, tuple(post.images[place] for place in shown)))
     return planned
-
-
-def _shown(images: tuple[Path, ...], most: int) -> tuple[Path, ...]:
-    """Return the pictures of an album that the model sees; of a long one those that AgentPS samples."""
-    if len(images) <= MAX_IMAGES:  # answers about the first ones may have been paid for
-        return images[:most]
-    return tuple(images[place] for place in chosen(len(images), most, repeat=False))
 
 
 def _unaskable(question: AgentQuestion, post: Post, most: int) -> str:
