@@ -38,6 +38,7 @@ def predict(
     manifest: options.Manifest,
     *,
     out: options.OutFile,
+    rows_per_file: options.RowsPerFile = None,
     reading: options.Reading,
     workers: options.Workers,
 ) -> None:
@@ -46,13 +47,13 @@ def predict(
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
     OUT.part.
     """
-    check_target(out, manifest)
+    check_target(out, manifest, rows=rows_per_file)
     engine = workers.engine()
     pixels, usual = streams.limits_of(model)
     work = _at_work(
         model, engine, columns=reading.named, tolerance=reading.tolerance(usual), max_pixels=pixels
     )
-    write_predictions(out, work, manifest, done="labelled")
+    write_predictions(out, work, manifest, done="labelled", rows=rows_per_file)
 
 
 def _at_work(model: Path, engine: on_ray.OnRay | None, **reading: Any) -> streams.ModelAtWork:  # noqa: ANN401
