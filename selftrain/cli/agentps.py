@@ -198,7 +198,7 @@ def predict(
     """Score posts: the final answer and every question's.
 
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
-    OUT.part.
+    OUT.part, or in the folder that --rows-per-file fills.
     """
     check_target(out, manifest, rows=rows_per_file)
     _check_device(device)

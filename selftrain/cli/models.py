@@ -45,7 +45,7 @@ def predict(
     """Label other posts with a trained model.
 
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
-    OUT.part.
+    OUT.part, or in the folder that --rows-per-file fills.
     """
     check_target(out, manifest, rows=rows_per_file)
     engine = workers.engine()

@@ -95,6 +95,18 @@ def test_the_common_command_predicts_with_it_too(place, tmp_path):
         assert set(one["process"]) == {"insult", "tone"}
 
 
+def test_scores_in_files_of_so_many_posts(place, tmp_path, capsys):
+    args = ["agentps", "predict", str(place / "model"), str(place / "posts.jsonl"), "--out"]
+    assert main([*args, str(tmp_path / "one.jsonl")]) == 0
+    assert main([*args, str(tmp_path / "parts"), "--rows-per-file", "25"]) == 0
+    assert f"60 posts scored in {tmp_path / 'parts'}" in capsys.readouterr().out
+    files = sorted((tmp_path / "parts").iterdir())
+    assert [file.read_bytes().count(b"\n") for file in files] == [25, 25, 10]
+    assert b"".join(file.read_bytes() for file in files) == (tmp_path / "one.jsonl").read_bytes()
+    assert main([*args, str(tmp_path / "one.jsonl"), "--rows-per-file", "25"]) == 2
+    assert "is a file; with --rows-per-file it is a folder" in capsys.readouterr().err
+
+
 def test_workers_get_the_same_model_and_give_the_same_bytes(place, tmp_path, monkeypatch):
     monkeypatch.setattr(OnRay, "map", across_processes)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # this process is none of theirs
