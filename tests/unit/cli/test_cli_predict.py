@@ -156,14 +156,14 @@ def test_predictions_in_files_of_so_many_posts(small_run, manifest, tmp_path, mo
 @pytest.mark.parametrize(
     ("out", "rows", "told"),
     [
-        ("new", "0", "0 is not in the range x>=1"),
-        ("new", "many", "'many' is not a valid integer"),
+        ("new", "0", "'--rows-per-file': Input should be greater than or equal to 1"),
+        ("new", "many", "'--rows-per-file': Input should be a valid integer"),
         ("-", "4", "--out - is standard output; with --rows-per-file it is a folder"),
         ("a.csv", "4", "is called as a file; with --rows-per-file it is a folder"),
         ("file", "4", "is a file; with --rows-per-file it is a folder"),
         (".", "4", "holds files already, and no unfinished command's"),
         ("/", "4", "--out / is no folder to fill"),
-        ("s3://bucket/new", "4", "s3://bucket/new"),
+        ("s3://bucket/new", "4", "a URL (s3://...) stands where a path"),
     ],
 )
 def test_a_folder_that_cannot_be_filled_is_refused_before_a_model_is_opened(  # noqa: PLR0917 -- by name
