@@ -41,6 +41,7 @@ with deferred():
     from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
+    from selftrain.report import left_out as quarantined
     from selftrain.report import model_page, model_records
     from selftrain.serving import row_source, row_stream, streams
 
@@ -274,11 +275,11 @@ class _Measured(NamedTuple):
         lines = {post.id: line for post, line in zip(report.posts, report.lines, strict=True)}
         posts = dataset.of_split(report.posts, split)
         rows: list[tuple[int, Post | manifests.Problem]] = [(lines[post.id], post) for post in posts]
-        noted = report.quarantine
+        noted = report.quarantine  # rows and notes
         # a row that cannot be read is of no split: with one it has counted against the whole manifest alone
         if split in {None, "all"}:
             rows = sorted([*rows, *((one.line, one) for one in report.problems)], key=itemgetter(0))
-            noted = [one for one in noted if one["kind"] == manifests.NOTE]
+            noted = replace(report, problems=()).quarantine
         return cls(rows, str(report.path), tolerance, noted)
 
 
@@ -296,7 +297,7 @@ def _measure(
                 lambda: row_source.parts(rows, streams.CHUNK), opened,
                 lambda: row_stream.judging(lambda: loaded, partial(_answered, batch=batch, device=device)),
                 tolerance=measured.tolerance, where=measured.where, progress=sys.stderr.isatty(),
-                advice=f"  they are listed in {opened.quarantine}; {streams.GOES_ON}",
+                advice=f"  {streams.advice(f'they are listed in {opened.quarantine}; ', opened.remedy)}",
             )  # fmt: skip
             scored = predicting.read_scored(opened.sink, asked)
             questions = decisions.full_report(asked, scored, loaded.decisions)
@@ -306,7 +307,8 @@ def _measure(
     tasks.dump_task(loaded.task, out / checkpoint.TASK)
     model_page.write_report(out, out / "report.html")
     if left_out.exists():
-        listed = [row for row in read_jsonl(left_out) if row["kind"] != manifests.NOTE]
+        typed = quarantined.LeftOutRow.from_json
+        listed = [row for row in read_jsonl(left_out) if typed(row).kind != manifests.NOTE]
         list_left_out(listed, len(listed), left_out)
 
 

@@ -47,7 +47,6 @@ CHUNK = 512
 CACHED_CHUNK = 4096
 """Posts at once whose features are looked up in a cache: its index is read for each of these."""
 _FILTERED = 64
-GOES_ON = "what is good is kept: the same command with more tolerance goes on"
 ANY_NUMBER = Tolerance(None, None)
 """Of posts may fail."""
 
@@ -123,6 +122,13 @@ def part_of(target: Path, model: str, rows: int | None = None) -> Sink:
     )
 
 
+def advice(listed: str, remedy: str) -> str:
+    """Return what to do where too many posts failed; `listed` and `remedy` as of `stream_predictions`."""
+    # a picture that was put right changes no row: what was said of it stays
+    anew = f"; to have corrected posts read anew, {remedy}" if remedy else ""
+    return f"{listed}what is good is kept: the same command with more tolerance goes on{anew}"
+
+
 def stream_predictions(
     work: ModelAtWork,
     manifest: Path,
@@ -147,7 +153,7 @@ def stream_predictions(
     return work.pour(
         str(manifest), target, _to_record, chunk=chunk, encode=encode,
         reading={"remedy": remedy, "whole": True},
-        advice=f"{listed}{GOES_ON}",
+        advice=advice(listed, remedy),
         tell=lambda note: _LOG.warning("%s: %s", manifest, note),
     )  # fmt: skip
 

@@ -242,7 +242,7 @@ def test_an_evaluation_keeps_to_its_limits_for_pictures_that_cannot_be_read(
     told = capsys.readouterr().err
     assert f"error: {manifest}: 6 of 16 posts (37.50%) are set aside, at most 0 rows and 0.00%" in told
     assert "line 11, id 'p10': " in told
-    assert "the same command with more tolerance goes on" in told
+    assert "the same command with more tolerance goes on; to have corrected posts read anew, give" in told
     assert "--max-bad-rows 6 --max-bad-share 0.38" in told
     assert not [one for one in out.iterdir() if one.name in {"metrics.json", "quarantine.jsonl"}]
     assert main([*args, "--max-bad-share", "0.6"]) == 2  # a share is judged once all posts are there
