@@ -391,7 +391,7 @@ class FolderSink(Sink):
         if not self.progress.exists() and self._folder.exists() and any(self._folder.iterdir()):
             raise RunStateError(
                 f"{self._folder} holds files already, and no unfinished command's (there is no"
-                f" {self.progress.name}): nothing was touched; {self.remedy}"
+                f" {self.progress.name}): nothing was touched; name a folder that is new, or empty"
             )
 
     def _resume(self) -> None:
