@@ -337,7 +337,7 @@ class Sink:
             for file, place in ((self.quarantine, beside), (self._file, target)):
                 if file.exists():
                     file.replace(place)
-                    atomic.sync_folder(place.parent)
+                atomic.sync_folder(place.parent)
             self.progress.unlink()
 
     def _record(self, tally: Tally, sizes: tuple[int, int], *, finished: bool = False) -> _Progress:
