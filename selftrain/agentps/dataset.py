@@ -17,7 +17,7 @@ from backbones.mllm.prompts import Wording
 from selftrain._util.object_urls import local_path
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
-from selftrain.data.manifest import read_manifest
+from selftrain.data.manifest import ManifestReport, read_manifest
 from selftrain.data.model_answers import ORIGIN, PROVENANCE, answer_table
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column, require
@@ -402,12 +402,18 @@ def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings)
 
 
 def read_posts(path: Path, task: Task, sources: SourceSettings) -> tuple[list[Post], list[Json]]:
-    """Read the posts of a manifest, albums of any length, and the rows set aside."""
+    """Read the posts of a manifest, and the rows set aside, as `read_rows`."""
+    report = read_rows(path, task, sources)
+    return list(report.posts), report.quarantine
+
+
+def read_rows(path: Path, task: Task, sources: SourceSettings) -> ManifestReport:
+    """Read a manifest whose albums may have any length; QuarantineError: more is set aside than tolerated."""
     report = read_manifest(
         path, task, max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns
     )
     report.enforce(sources.tolerance)
-    return list(report.posts), report.quarantine
+    return report
 
 
 def has_splits(posts: Iterable[Post]) -> bool:

@@ -60,9 +60,10 @@ def score(
 ) -> Iterator[ScoredPost]:
     """Yield scored posts in the order given, reading no further ahead than some dozens of batches.
 
-    While a GPU computes a batch, `workers` (None: as many as suit the device) read the next ones. At most
-    `batch_size` posts and `tokens`, padding among them, are computed at once. If not `precise` it multiplies
-    in bfloat16 where the device has it. The model is in evaluation mode afterwards.
+    While a GPU computes a batch, `workers` (None: as many as suit the device, and none where there is no
+    picture to read) read the next ones. At most `batch_size` posts and `tokens`, padding among them, are
+    computed at once. If not `precise` it multiplies in bfloat16 where the device has it. The model is in
+    evaluation mode afterwards.
 
     Raises:
         TrainingError: The device has no memory for a batch; says what to lower.
@@ -111,11 +112,10 @@ def _score_batches(
 ) -> Iterator[tuple[_Batch, list[ScoredPost]]]:
     model.eval()
     kind = torch.device(device).type
+    if workers is None:  # words alone are read sooner than processes are started
+        workers = 0 if collator.frames is None else workers_for(kind)
     wanted, batches = tee(stream)
-    read = read_ahead(
-        collator.read, (one.posts for one in wanted), workers_for(kind) if workers is None else workers,
-        pin=kind == "cuda",
-    )  # fmt: skip
+    read = read_ahead(collator.read, (one.posts for one in wanted), workers, pin=kind == "cuda")
     for batch, collated in zip(batches, read, strict=True):
         scored = _score_batch(model, batch.posts, collated, device, precise=precise)
         collator.keep(collated, model.features)

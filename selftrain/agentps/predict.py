@@ -26,6 +26,12 @@ from selftrain.store.run_dir import read_jsonl
 _LOG = logging.getLogger(__name__)
 TEXT, PICTURES = 2_000, 16
 """Characters and pictures that a record of answers keeps of its post."""
+PREDICTED_TOKENS = 16_384
+"""Most tokens that a GPU computes at once, padding among them: 16 posts of 1,024, or one long album.
+
+So many keep it busy, more of them only take its memory. An album of 16 pictures can have 12,000, and 16 such
+albums at once would want the memory of 190,000. A longer post is computed alone.
+"""
 
 
 class AgentPSPredictor:
@@ -83,8 +89,8 @@ def predict(
     """Score posts in their order, in bounded memory; what is known of them is carried along, not read.
 
     On a CPU each post is computed alone, so that its answers do not depend on what is asked beside it; a GPU
-    computes `batch_size` at once, which may change last digits. Labels and answers that the task does not
-    know are taken for absent. Raises as `score`.
+    computes up to `batch_size` at once, as many as `PREDICTED_TOKENS` allow, which may change last digits.
+    Labels and answers that the task does not know are taken for absent. Raises as `score`.
     """
     built = loaded.built
     built.model.to(device)
@@ -93,7 +99,10 @@ def predict(
     known = (example(_known(post, built.questions), built.questions) for post in posts)
     # a threshold set on the validation posts is one of their precision
     precise = loaded.about["precision"] == "float32"
-    scored = score(built.model, built.collator, known, batch_size=batch_size, device=device, precise=precise)
+    scored = score(
+        built.model, built.collator, known, batch_size=batch_size, device=device, precise=precise,
+        tokens=PREDICTED_TOKENS,
+    )  # fmt: skip
     yield from (decided(loaded.decisions, one) for one in scored)
 
 

@@ -8,17 +8,28 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from selftrain._util.deferred import deferred
+from selftrain._util.types import Json
 from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import argument, option, read_pairs, several
-from selftrain.cli.printing import check_target, console, echo, plain, table, write_predictions
+from selftrain.cli.printing import (
+    check_target,
+    console,
+    echo,
+    list_left_out,
+    plain,
+    table,
+    write_predictions,
+)
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
+from selftrain.store.run_dir import read_jsonl
 
 with deferred():
     from backbones import loading
@@ -30,6 +41,7 @@ with deferred():
     from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
+    from selftrain.report import left_out as quarantined
     from selftrain.report import model_page, model_records
     from selftrain.serving import row_source, row_stream, streams
 
@@ -137,7 +149,8 @@ def from_run(
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
     model_page.write_report(out, out / "report.html")
     if tested:
-        _measure(trained, tested, out / "test", made.training.evaluation_batch, _check_device("auto"))
+        measured = _Measured([*enumerate(tested, 1)], f"the test posts of {run}", made.data.tolerance)
+        _measure(trained, measured, out / "test", made.training.evaluation_batch, _check_device("auto"))
     else:
         echo(f"{run} has no test posts: these are the metrics of the validation posts")
     _print_metrics((out / "test" if tested else out) / checkpoint.METRICS)
@@ -174,6 +187,7 @@ def predict(
     manifest: options.Manifest,
     *,
     out: options.OutFile,
+    rows_per_file: options.RowsPerFile = None,
     reading: options.Reading,
     batch: Batch = 16,
     device: Device = "auto",
@@ -186,9 +200,9 @@ def predict(
     """Score posts: the final answer and every question's.
 
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
-    OUT.part.
+    OUT.part, or in the folder that --rows-per-file fills.
     """
-    check_target(out, manifest)
+    check_target(out, manifest, rows=rows_per_file)
     _check_device(device)
     engine = workers.engine()
     folder, threads = (model, None) if engine is None else (model.absolute(), int(engine.cpus))
@@ -199,7 +213,7 @@ def predict(
         predictor=load(), columns=reading.named, tolerance=reading.tolerance(),
         progress=sys.stderr.isatty(), engine=engine, load=load if engine else None,
     )  # fmt: skip
-    write_predictions(out, work, manifest, done="scored")
+    write_predictions(out, work, manifest, done="scored", rows=rows_per_file)
 
 
 @app.command(epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out metrics")
@@ -223,7 +237,11 @@ def evaluate(
         ),
     ],
 ) -> None:
-    """Measure every question, and draw a page."""
+    """Measure every question, and draw a page.
+
+    Posts whose pictures cannot be read are listed with the bad rows in DIR/quarantine.jsonl. Killed, or
+    stopped by too many of them, the same command goes on.
+    """
     where = _check_device(device)
     checkpoint.check_out(out)
     loaded = checkpoint.load(model)
@@ -237,47 +255,80 @@ def evaluate(
     sources = recipes.SourceSettings.model_validate(
         {"columns": reading.named, "max_bad_rows": limits.rows, "max_bad_share": limits.share}
     )
-    found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
-    _measure(loaded, dataset.of_split(found, split), out, batch, where)
-    left_out = out / "quarantine.jsonl"
-    if quarantine:
-        atomic.write_jsonl(left_out, quarantine)
-    else:  # one of an earlier time says nothing any more
-        left_out.unlink(missing_ok=True)
+    measured = _Measured.of(dataset.read_rows(manifest, loaded.task, sources), split, limits)
+    _measure(loaded, measured, out, batch, where)
     _print_metrics(out / checkpoint.METRICS)
     _print_next(out)
 
 
+class _Measured(NamedTuple):
+    """Posts with labels, and how many of them may be left out."""
+
+    rows: Sequence[tuple[int, Post | manifests.Problem]]  # each with its line, those that became no post too
+    where: str
+    tolerance: manifests.Tolerance
+    noted: Sequence[Json] = ()  # what else the quarantine lists, and no limit counts
+
+    @classmethod
+    def of(
+        cls, report: manifests.ManifestReport, split: Split | None, tolerance: manifests.Tolerance
+    ) -> _Measured:
+        lines = {post.id: line for post, line in zip(report.posts, report.lines, strict=True)}
+        posts = dataset.of_split(report.posts, split)
+        rows: list[tuple[int, Post | manifests.Problem]] = [(lines[post.id], post) for post in posts]
+        noted = report.quarantine  # rows and notes
+        # a row that cannot be read is of no split: with one it has counted against the whole manifest alone
+        if split in {None, "all"}:
+            rows = sorted([*rows, *((one.line, one) for one in report.problems)], key=itemgetter(0))
+            noted = replace(report, problems=()).quarantine
+        return cls(rows, str(report.path), tolerance, noted)
+
+
 def _measure(
-    loaded: checkpoint.AgentPSModel, posts: Sequence[Post], out: Path, batch: int, device: str
+    loaded: checkpoint.AgentPSModel, measured: _Measured, out: Path, batch: int, device: str
 ) -> None:
-    """Write answers, metrics and the page of posts with labels; killed, the same goes on."""
-    asked = loaded.built.questions
-
-    def judge(loaded: checkpoint.AgentPSModel, rows: list[row_source.SourceRow]) -> row_stream.JudgedRows:
-        part = [row.post for row in rows if row.post is not None]
-        scored = predicting.predict(loaded, part, batch_size=batch, device=device)
-        return row_stream.JudgedRows(
-            [row_stream.json_line(predicting.answers_row(asked, one)) for one in scored], []
-        )
-
-    sink = streams.part_of(out / checkpoint.VALIDATION, loaded.fingerprint)
-    with sink.opened() as opened:
+    """Write answers, metrics, what was left out and the page; killed, the same goes on."""
+    asked, left_out = loaded.built.questions, out / "quarantine.jsonl"
+    with streams.part_of(out / checkpoint.VALIDATION, loaded.fingerprint).opened() as opened:
         if not opened.finished:
-            rows = partial(row_source.post_rows, posts, opened.tally, opened.remedy)
+            if not opened.tally.rows:
+                opened.write([], map(row_stream.json_line, measured.noted))
+            rows = partial(row_source.post_rows, measured.rows, opened.tally, opened.remedy)
             row_stream.pour(
                 lambda: row_source.parts(rows, streams.CHUNK), opened,
-                lambda: row_stream.judging(lambda: loaded, judge),
-                tolerance=manifests.Tolerance(None, None), where="the manifest", advice="",
-                progress=sys.stderr.isatty(),
+                lambda: row_stream.judging(lambda: loaded, partial(_answered, batch=batch, device=device)),
+                tolerance=measured.tolerance, where=measured.where, progress=sys.stderr.isatty(),
+                advice=f"  {streams.advice(f'they are listed in {opened.quarantine}; ', opened.remedy)}",
             )  # fmt: skip
             scored = predicting.read_scored(opened.sink, asked)
             questions = decisions.full_report(asked, scored, loaded.decisions)
             figures = {"model": loaded.fingerprint, "questions": questions}
             atomic.write_json(out / checkpoint.METRICS, figures)
-        opened.publish(out / checkpoint.VALIDATION)
+        opened.publish(out / checkpoint.VALIDATION, left_out)
     tasks.dump_task(loaded.task, out / checkpoint.TASK)
     model_page.write_report(out, out / "report.html")
+    if left_out.exists():
+        typed = quarantined.LeftOutRow.from_json
+        listed = [row for row in read_jsonl(left_out) if typed(row).kind != manifests.NOTE]
+        list_left_out(listed, len(listed), left_out)
+
+
+def _answered(
+    loaded: checkpoint.AgentPSModel, rows: list[row_source.SourceRow], *, batch: int, device: str
+) -> row_stream.JudgedRows:
+    """Return a record of every post, and lines for the quarantine about rows and posts that are unread."""
+    asked, kept, failed = loaded.built.questions, list[str](), list[str]()
+    posts = [row.post for row in rows if row.post is not None]
+    scored = predicting.predict(loaded, posts, batch_size=batch, device=device)
+    for row in rows:
+        reason = row.reason
+        if row.post is not None:
+            one = next(scored)
+            kept.append(row_stream.json_line(predicting.answers_row(asked, one)))
+            reason = one.reason
+        if reason:
+            failed.append(row_stream.failed_line(row, reason))
+    return row_stream.JudgedRows(kept, failed)
 
 
 def _print_next(out: Path) -> None:

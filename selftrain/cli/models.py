@@ -38,21 +38,22 @@ def predict(
     manifest: options.Manifest,
     *,
     out: options.OutFile,
+    rows_per_file: options.RowsPerFile = None,
     reading: options.Reading,
     workers: options.Workers,
 ) -> None:
     """Label other posts with a trained model.
 
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
-    OUT.part.
+    OUT.part, or in the folder that --rows-per-file fills.
     """
-    check_target(out, manifest)
+    check_target(out, manifest, rows=rows_per_file)
     engine = workers.engine()
     pixels, usual = streams.limits_of(model)
     work = _at_work(
         model, engine, columns=reading.named, tolerance=reading.tolerance(usual), max_pixels=pixels
     )
-    write_predictions(out, work, manifest, done="labelled")
+    write_predictions(out, work, manifest, done="labelled", rows=rows_per_file)
 
 
 def _at_work(model: Path, engine: on_ray.OnRay | None, **reading: Any) -> streams.ModelAtWork:  # noqa: ANN401

@@ -37,6 +37,13 @@ def _file(named: str | None) -> str | None:
     return named if named in (None, "-") else str(_to_write(Path(named)))
 
 
+def _file_or_folder(ctx: typer.Context, named: str) -> str | None:
+    """Return the file as `_file`, or the folder that is there where the output is divided into files."""
+    if ctx.params.get("rows_per_file") is not None and Path(named).is_dir():
+        return str(Path(named).resolve())
+    return _file(named)
+
+
 def _to_write(named: Path | None) -> Path | None:
     """Return the file to write, where a link points to; refuse URLs, and what is there and no regular file.
 
@@ -122,8 +129,22 @@ FILE = {"callback": _file}
 """Of what they take: a text that names a file to write, or "-"."""
 Manifest = Annotated[Path, argument("MANIFEST", "JSON lines, CSV or Parquet; a path, or s3://...", **TABLE)]
 OutFile = Annotated[
-    str, option("JSON lines, or CSV where it ends in .csv; - for standard output.", metavar="FILE", **FILE)
+    str,
+    option(
+        "JSON lines, or CSV where it ends in .csv; - for standard output. With --rows-per-file a folder.",
+        metavar="FILE",
+        callback=_file_or_folder,
+    ),
 ]
+RowsPerFile = Annotated[
+    int | None,
+    # eager: what --out may be depends on it
+    option(
+        "Divide the output: --out becomes a folder of part-00000.jsonl, part-00001.jsonl and so on, N posts"
+        " each. A file that is there is whole, while others are still written.",
+        min=1, metavar="N", is_eager=True,
+    ),
+]  # fmt: skip
 Columns = Annotated[
     list[str],
     several(

@@ -106,7 +106,9 @@ def print_json(*records: Mapping[str, Any]) -> None:
         print(_escaped(record))
 
 
-def write_predictions(target: str, work: ModelAtWork, manifest: Path, *, done: str) -> None:
+def write_predictions(
+    target: str, work: ModelAtWork, manifest: Path, *, done: str, rows: int | None = None
+) -> None:
     """Write one record a post of a manifest of any length, and what failed beside it.
 
     Until all are done they lie in TARGET.part; killed, the same goes on with them. What comes out on standard
@@ -116,6 +118,7 @@ def write_predictions(target: str, work: ModelAtWork, manifest: Path, *, done: s
         target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
             output. What was left out is listed on standard error, and kept beside a file.
         done: What happened to the posts that are in the file: "scored".
+        rows: Posts of a file, where the target is a folder of files; see `row_stream.FolderSink`.
     """
     stream = partial(streams.stream_predictions, work, manifest, encode=encoder(target))
     if target == "-":
@@ -124,7 +127,7 @@ def write_predictions(target: str, work: ModelAtWork, manifest: Path, *, done: s
         list_left_out(printed.first_failed, printed.tally.failed)
         return
     out = Path(target)
-    with streams.part_of(out, work.predictor.fingerprint).opened() as opened:
+    with streams.part_of(out, work.predictor.fingerprint, rows).opened() as opened:
         if not opened.finished:
             stream(target=opened, remedy=opened.remedy, listed=f"they are listed in {opened.quarantine}; ")
         opened.publish(out)
@@ -153,14 +156,34 @@ class _Printed:
         self.tally = tally
 
 
-def check_target(target: str, *read: Path) -> None:
+def check_target(target: str, *read: Path, rows: int | None = None) -> None:
     """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed."""
     out = Path(target)
+    if rows is not None:
+        _check_folder(out)
     if out.exists() and any(one.exists() and one.samefile(out) for one in read):
         raise DataError(f"{out} is a file that is read, and would be lost: name another for the output")
     if out.suffix.lower() in (".parquet", ".xlsx", ".xls", ".tsv"):
         raise DataError(
             f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"
+        )
+    if target != "-":
+        streams.part_of(out, "", rows).check()
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse what can be no folder of files of so many posts."""
+    fault = (
+        "is standard output" if str(out) == "-"
+        else "is a file" if out.is_file()
+        else "is no folder to fill" if not out.name
+        else "is called as a file" if out.suffix.lower() == ".csv"
+        else ""
+    )  # fmt: skip
+    if fault:
+        raise DataError(
+            f"--out {out} {fault}; with --rows-per-file it is a folder of files of JSON lines: name one that"
+            " is new, or empty"
         )
 
 

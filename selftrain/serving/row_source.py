@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from selftrain._util.object_urls import local_path
 from selftrain._util.types import Json
-from selftrain.data.manifest import Rows
+from selftrain.data.manifest import Problem, Rows
 from selftrain.data.post_store import MetIds
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.tables import RawRow, json_table
@@ -117,15 +117,26 @@ def read_source(
 
 
 def post_rows(
-    posts: Sequence[Post], done: Tally, remedy: str, *, tell: Callable[[str], None]
+    rows: Sequence[tuple[int, Post | Problem]],
+    done: Tally,
+    remedy: str,
+    *,
+    tell: Callable[[str], None],
 ) -> Iterator[SourceRow]:
-    """Yield posts in memory after those that are done; nothing is read, so that there is nothing to tell."""
-    contents = (
-        ([one.id, one.text, one.images, one.video, one.label, one.process], (line, one))
-        for line, one in enumerate(posts, 1)
-    )
-    for (line, post), digest in _after(contents, done, "the manifest", remedy):
-        yield SourceRow(line, None, post, post.id, "", digest, line / len(posts))
+    """Yield posts in memory, and rows that became none, each with its line, after those that are done."""
+    contents = ((_content(one), (place, line, one)) for place, (line, one) in enumerate(rows, 1))
+    for (place, line, one), digest in _after(contents, done, "the manifest", remedy):
+        share = place / len(rows)
+        if isinstance(one, Post):
+            yield SourceRow(line, None, one, one.id, "", digest, share)
+        else:
+            yield SourceRow(line, None, None, one.post_id, f"{one.reason}; {one.remedy}", digest, share)
+
+
+def _content(one: Post | Problem) -> list[Any]:
+    if isinstance(one, Post):
+        return [one.id, one.text, one.images, one.video, one.label, one.process]
+    return [one.line, one.post_id, one.reason]
 
 
 def _after(

@@ -11,9 +11,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -242,7 +242,7 @@ class Sink:
     """
 
     def __init__(self, sink: Path, identity: Json, remedy: str = "give another --sink") -> None:
-        self.sink = sink
+        self.sink = self._file = sink  # where lines go now
         self.quarantine = quarantine_of(sink)
         self.progress = sink.with_name(f"{sink.name}.progress.json")
         self.tally = Tally()
@@ -268,16 +268,42 @@ class Sink:
         try:
             known = self._recorded()
             self.tally, self.finished = known.tally, known.finished
+            self._resume()
             if self.finished:
                 yield self
                 return
-            for file, size in zip((self.sink, self.quarantine), known.bytes, strict=True):
+            for file, size in zip((self._file, self.quarantine), known.bytes, strict=True):
                 _cut(file, size, self.remedy)
-            atomic.sync_folder(self.sink.parent)
-            with _appending(self.sink) as self._kept, _appending(self.quarantine) as self._failed:
+                atomic.sync_folder(file.parent)
+            with self._appending():
                 yield self
         finally:
             lock.release()
+
+    def check(self) -> None:
+        """Refuse what is there where nothing was begun; RunStateError as of `opened`."""
+        if not self.progress.exists() and self.sink.exists() and self.sink.stat().st_size:
+            raise RunStateError(
+                f"{self.sink} holds {self.sink.stat().st_size:,} bytes that nothing has recorded"
+                f" (there is no {self.progress.name}): nothing was touched; {self.remedy}"
+            )
+
+    def _resume(self) -> None:
+        """Find the file to go on with."""
+
+    @contextmanager
+    def _appending(self) -> Iterator[None]:
+        """Open both files; after another fault close without a word: a full disk fails the last flush too."""
+        self._kept, self._failed = self._file.open("ab"), self.quarantine.open("ab")
+        try:
+            yield
+        except BaseException:
+            for file in (self._kept, self._failed):
+                with suppress(OSError):
+                    file.close()
+            raise
+        self._kept.close()
+        self._failed.close()
 
     def write(self, kept: Iterable[str], failed: Iterable[str]) -> None:
         """Append lines; they count only once they are committed."""
@@ -293,12 +319,13 @@ class Sink:
                 os.fsync(file.fileno())
         self._record(tally, (self._kept.tell(), self._failed.tell()))
 
-    def publish(self, target: Path) -> None:
+    def publish(self, target: Path, quarantine: Path | None = None) -> None:
         """Put what was written in the place of `target` and of its quarantine, and forget the progress.
 
-        Killed in between, the next start does the rest.
+        The quarantine is `quarantine_of(target)` where no other is given. Killed in between, the next start
+        does the rest.
         """
-        beside = quarantine_of(target)
+        beside = quarantine or quarantine_of(target)
         for file in (target, beside):
             atomic.check_regular(file)
         with atomic.writing(target):
@@ -307,10 +334,10 @@ class Sink:
             if self.quarantine.exists() and not self.quarantine.stat().st_size:
                 beside.unlink(missing_ok=True)
                 self.quarantine.unlink()
-            for file, place in ((self.quarantine, beside), (self.sink, target)):
+            for file, place in ((self.quarantine, beside), (self._file, target)):
                 if file.exists():
                     file.replace(place)
-            atomic.sync_folder(target.parent)
+                atomic.sync_folder(place.parent)
             self.progress.unlink()
 
     def _record(self, tally: Tally, sizes: tuple[int, int], *, finished: bool = False) -> _Progress:
@@ -321,12 +348,8 @@ class Sink:
 
     def _recorded(self) -> _Progress:
         """Return what the progress file says; of a new sink it is written first."""
+        self.check()
         if not self.progress.exists():
-            if self.sink.exists() and self.sink.stat().st_size:
-                raise RunStateError(
-                    f"{self.sink} holds {self.sink.stat().st_size:,} bytes that nothing has recorded"
-                    f" (there is no {self.progress.name}): nothing was touched; {self.remedy}"
-                )
             # before the first line: a sink with lines and without a record would be refused
             return self._record(Tally(), (0, 0))
         try:
@@ -350,17 +373,86 @@ class Sink:
         return known
 
 
-@contextmanager
-def _appending(path: Path) -> Iterator[IO[bytes]]:
-    """Open for appending; after another fault close without a word: a full disk fails the last flush too."""
-    file = path.open("ab")
-    try:
-        yield file
-    except BaseException:
-        with suppress(OSError):
-            file.close()
-        raise
-    file.close()
+class FolderSink(Sink):
+    """A sink whose lines go to files of a folder, `rows` each, the last one what is left.
+
+    A file that others may read is whole: what is written, and what is full and does not count yet, has a
+    hidden name there.
+    """
+
+    def __init__(self, folder: Path, rows: int, sink: Path, identity: Json, remedy: str) -> None:
+        super().__init__(sink, identity | {"rows_per_file": rows}, remedy)
+        self._folder, self._rows = folder, rows
+        self._full = list[Path]()
+
+    def check(self) -> None:
+        """See `Sink.check`; nothing but an empty folder may be there."""
+        super().check()
+        if not self.progress.exists() and self._folder.exists() and any(self._folder.iterdir()):
+            raise RunStateError(
+                f"{self._folder} holds files already, and no unfinished command's (there is no"
+                f" {self.progress.name}): nothing was touched; name a folder that is new, or empty"
+            )
+
+    def _resume(self) -> None:
+        kept = self.tally.kept
+        self._number = max(kept - 1, 0) // self._rows
+        self._room = (self._number + 1) * self._rows - kept
+        self._file = self._hidden(self._number)
+        with atomic.writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            for file in self._folder.glob(".part-[0-9]*.partial"):
+                number = int(file.stem.removeprefix(".part-"))
+                if number > self._number:  # not recorded
+                    file.unlink()
+                elif number < self._number:
+                    self._full.append(file)
+        self._name_full()
+
+    def write(self, kept: Iterable[str], failed: Iterable[str]) -> None:
+        """See `Sink.write`."""
+        super().write((), failed)
+        rest = iter(kept)
+        while lines := list(islice(rest, self._room or self._rows)):
+            if not self._room:
+                self._begin_next()
+            super().write(lines, ())
+            self._room -= len(lines)
+
+    def commit(self, tally: Tally) -> None:
+        """See `Sink.commit`; files that are full now appear."""
+        super().commit(tally)
+        self._name_full()
+
+    def publish(self, target: Path, quarantine: Path | None = None) -> None:
+        """See `Sink.publish`; the target is the folder."""
+        super().publish(_named(self._file), quarantine or quarantine_of(target))
+
+    def _begin_next(self) -> None:
+        with atomic.writing(self._file), self._kept as full:
+            full.flush()
+            os.fsync(full.fileno())
+            self._full.append(self._file)
+            self._number, self._room = self._number + 1, self._rows
+            self._file = self._hidden(self._number)
+            self._kept = self._file.open("ab")
+            atomic.sync_folder(self._folder)
+
+    def _name_full(self) -> None:
+        with atomic.writing(self._folder):
+            for file in self._full:
+                file.replace(_named(file))
+            if self._full:
+                atomic.sync_folder(self._folder)
+        self._full.clear()
+
+    def _hidden(self, number: int) -> Path:
+        return self._folder / f".part-{number:05}.partial"
+
+
+def _named(file: Path) -> Path:
+    """Return what a file of a `FolderSink` is called once it is whole."""
+    return file.with_name(f"{file.stem[1:]}.jsonl")
 
 
 def _cut(file: Path, size: int, remedy: str) -> None:

@@ -30,6 +30,7 @@ from selftrain.serving.load_predictor import kind_of
 from selftrain.serving.row_source import STDIN, SourceRow, Tally, parts, read_source
 from selftrain.serving.row_stream import (
     COMMIT_SECONDS,
+    FolderSink,
     Judge,
     JudgedRows,
     RowTarget,
@@ -107,10 +108,25 @@ def limits_of(model: Path) -> tuple[int, Tolerance]:
     return section.max_image_pixels, Tolerance(section.max_bad_rows, section.max_bad_share)
 
 
-def part_of(target: Path, model: str) -> Sink:
-    """Return where the lines of a file are until it is whole; `model` is a fingerprint."""
-    part = target.with_name(f"{target.name}.part")
-    return Sink(part, {"model": model}, f"give another --out, or remove {part}*")
+def part_of(target: Path, model: str, rows: int | None = None) -> Sink:
+    """Return where the lines of a file are until it is whole; `model` is a fingerprint.
+
+    With `rows` the target is a folder of files of so many lines.
+    """
+    part, identity = target.with_name(f"{target.name}.part"), {"model": model}
+    remedy = f"give another --out, or remove {part}*"
+    return (
+        Sink(part, identity, remedy)
+        if rows is None
+        else FolderSink(target, rows, part, identity, f"{remedy} and {target}")
+    )
+
+
+def advice(listed: str, remedy: str) -> str:
+    """Return what to do where too many posts failed; `listed` and `remedy` as of `stream_predictions`."""
+    # a picture that was put right changes no row: what was said of it stays
+    anew = f"; to have corrected posts read anew, {remedy}" if remedy else ""
+    return f"{listed}what is good is kept: the same command with more tolerance goes on{anew}"
 
 
 def stream_predictions(
@@ -137,7 +153,7 @@ def stream_predictions(
     return work.pour(
         str(manifest), target, _to_record, chunk=chunk, encode=encode,
         reading={"remedy": remedy, "whole": True},
-        advice=f"{listed}what is good is kept: the same command with more tolerance goes on",
+        advice=advice(listed, remedy),
         tell=lambda note: _LOG.warning("%s: %s", manifest, note),
     )  # fmt: skip
 

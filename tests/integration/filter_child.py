@@ -79,31 +79,30 @@ class Trap:
         write = Sink.write
 
         def torn(journal, kept, failed):
+            kept, failed = list(kept), list(failed)
             write(journal, kept, failed)
-            for file in (journal._kept, journal._failed):
+            for file, lines in ((journal._kept, kept), (journal._failed, failed)):
                 file.flush()
+                if not lines:
+                    continue
                 whole = file.tell()
                 os.truncate(file.name, max(0, whole - 7))
                 self.chance()
                 if whole - 7 > 0:
                     with open(file.name, "ab") as again:  # noqa: PTH123
-                        again.write(torn_tail(kept, failed, journal, file))
-
-        def torn_tail(kept, failed, journal, file):
-            lines = kept if file is journal._kept else failed
-            return ("".join(f"{line}\n" for line in lines).encode() or b"\0" * 7)[-7:]
+                        again.write("".join(f"{line}\n" for line in lines).encode()[-7:])
 
         Sink.write = torn
 
 
-def predict(source, target):
+def predict(source, target, rows):
     """As `agentps predict`, forty posts at once and a commit after each; gives what it printed."""
     streams.CHUNK = 40
     row_stream.pour = partial(row_stream.pour, commit_seconds=0.0)
     told = io.StringIO()
     with redirect_stdout(told), redirect_stderr(told):
         work = ModelAtWork(predictor=NumberPredictor("a" * 64))
-        printing.write_predictions(target, work, Path(source), done="scored")
+        printing.write_predictions(target, work, Path(source), done="scored", rows=rows)
     return told.getvalue()
 
 
@@ -113,7 +112,8 @@ def run(request):
         trap.set()
     if request.get("predict"):
         trap.around(Path, "unlink")
-        return {"told": predict(request["source"], request["sink"]), "chances": trap.met}
+        told = predict(request["source"], request["sink"], request.get("rows"))
+        return {"told": told, "chances": trap.met}
     tally = filter_posts(
         ModelAtWork(predictor=NumberPredictor(request.get("fingerprint", "a" * 64)), max_pixels=1000),
         request["source"], Path(request["sink"]), threshold=request.get("threshold", 0.5), text_limit=100,

@@ -216,6 +216,39 @@ def test_predictions_killed_at_every_point_end_the_same_and_leave_nothing_beside
         }
 
 
+def test_predictions_in_files_killed_at_every_point_end_the_same_and_what_is_there_is_whole(launch, tmp_path):
+    """Files that begin and end within a chunk, and files that go on in the next one."""
+    rows = 25
+    source, single, whole = tmp_path / "source.jsonl", tmp_path / "single.jsonl", tmp_path / "whole"
+    write_source(source, 150)
+    assert launch(source, single, predict=True)[0] == 0
+    code, words = launch(source, whole, kill=0, predict=True, rows=rows)
+    assert code == 0, words
+    chances = json.loads(words)["chances"]
+    assert chances > 50
+    expected = {file.name: file.read_bytes() for file in whole.iterdir()}
+    kept = single.read_bytes().splitlines(keepends=True)
+    assert expected == {
+        f"part-{n:05}.jsonl": b"".join(kept[n * rows : (n + 1) * rows]) for n in range(-(-len(kept) // rows))
+    }
+    assert_same_file(beside(whole), beside(single))
+    for nth in range(1, chances + 1):
+        target = tmp_path / f"{nth}"
+        code, words = launch(source, target, kill=nth, predict=True, rows=rows)
+        assert code == -signal.SIGKILL, (nth, words)
+        there = {file.name: file.read_bytes() for file in target.glob("part-*.jsonl")}
+        assert there.items() <= expected.items(), nth
+        code, words = launch(source, target, predict=True, rows=rows)
+        # killed behind its last step, nothing is left to be done
+        assert code == (2 if nth == chances else 0), (nth, words)
+        assert {file.name: file.read_bytes() for file in target.iterdir()} == expected, nth
+        assert_same_file(beside(target), beside(whole))
+        names = {file.name for file in tmp_path.iterdir() if file.name.strip(".").split(".")[0] == f"{nth}"}
+        assert {one for one in names if not one.endswith((".lock", ".tmp"))} == {
+            target.name, beside(target).name,
+        }  # fmt: skip
+
+
 def beside(path):
     return path.with_name(f"{path.name}.quarantine.jsonl")
 

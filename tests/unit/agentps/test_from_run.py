@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from agentps_helpers import training_folder
 from annotation_helpers import MemoryBackend, answered, film, paint, rows
 from vlm_helpers import pictures_of
 
-from selftrain.agentps.dataset import load_posts
+from selftrain.agentps.dataset import load_posts, run_test_posts
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.cli import main
 from selftrain.store import checksums
@@ -51,6 +52,35 @@ def test_one_command_asks_trains_and_measures(run_with_questions, backend, tmp_p
     assert main(command) == 0
     assert len(backend.requests) == asked_until_now
     assert "next:" in capsys.readouterr().out
+
+
+def test_pictures_of_the_runs_test_posts_that_cannot_be_read_keep_to_the_recipes_limits(
+    run_with_questions, backend, tmp_path, capsys, monkeypatch
+):
+    place, out = training_folder(tmp_path / "base", frames=1), tmp_path / "model"
+    (tmp_path / "cut.png").write_bytes(b"no picture")
+
+    def spoiled(*args):
+        posts = run_test_posts(*args)
+        return [replace(one, images=(tmp_path / "cut.png",)) for one in posts[:3]] + posts[3:]
+
+    monkeypatch.setattr("selftrain.agentps.dataset.run_test_posts", spoiled)
+    command = ["agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9"]
+    command += ["--recipe", str(place / "recipe.toml"), "--set", "training.epochs=1", "--out", str(out)]
+    command += ["--set", "model.variant=vanilla"]
+    assert main([*command, "--set", "data.max_bad_rows=2", "--set", "data.max_bad_share=1"]) == 2
+    told = capsys.readouterr().err
+    assert f"error: the test posts of {run_with_questions}: 3 of 24 posts" in told
+    assert "--set data.max_bad_rows=3" in told
+    assert not (out / "test" / "metrics.json").exists()
+    assert main([*command, "--set", "data.max_bad_rows=3", "--set", "data.max_bad_share=1"]) == 0
+    assert [row["line"] for row in rows_of(out / "test" / "quarantine.jsonl")] == [1, 2, 3]
+    figures = json.loads((out / "test" / "metrics.json").read_text())["questions"]
+    assert figures["final"]["posts"] == 21
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,63 @@ def test_workers_label_as_this_process_does(small_run, manifest, tmp_path, monke
     assert told[0][0].count(b"\n") == 11
 
 
+def test_predictions_in_files_of_so_many_posts(small_run, manifest, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(OnRay, "map", across_processes)
+    rows = [row | {"text": f"{row['text']} today"} for row in records(manifest.read_text())]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "bad"}]))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "there").symlink_to("real")  # a folder that is there and empty, through a link
+    words = ["predict", str(small_run), str(manifest), "--max-bad-share", "1", "--out"]
+    assert main([*words, str(tmp_path / "one.jsonl")]) == 0
+    for name, more in {
+        "here": [],
+        "there": ["--ray", "local", "--ray-cpus", str(torch.get_num_threads())],
+    }.items():
+        out = tmp_path / name
+        assert main([*words, str(out), "--rows-per-file", "4", *more]) == 0
+        assert f"10 posts labelled in {out.resolve()}" in capsys.readouterr().out
+        files = sorted(out.iterdir())
+        assert [file.name for file in files] == [f"part-{number:05}.jsonl" for number in range(3)]
+        assert [file.read_bytes().count(b"\n") for file in files] == [4, 4, 2]
+        assert b"".join(file.read_bytes() for file in files) == (tmp_path / "one.jsonl").read_bytes()
+        [beside] = tmp_path.glob(f"{out.resolve().name}.quarantine.jsonl")
+        assert [row["id"] for row in records(beside.read_text())] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("out", "rows", "told"),
+    [
+        ("new", "0", "'--rows-per-file': Input should be greater than or equal to 1"),
+        ("new", "many", "'--rows-per-file': Input should be a valid integer"),
+        ("-", "4", "--out - is standard output; with --rows-per-file it is a folder"),
+        ("a.csv", "4", "is called as a file; with --rows-per-file it is a folder"),
+        ("file", "4", "is a file; with --rows-per-file it is a folder"),
+        (".", "4", "holds files already, and no unfinished command's"),
+        ("/", "4", "--out / is no folder to fill"),
+        ("s3://bucket/new", "4", "a URL (s3://...) stands where a path"),
+    ],
+)
+def test_a_folder_that_cannot_be_filled_is_refused_before_a_model_is_opened(  # noqa: PLR0917 -- by name
+    small_run, manifest, tmp_path, monkeypatch, capsys, out, rows, told
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("selftrain.serving.load_predictor.load_predictor", None)
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    words = ["predict", str(small_run), str(manifest), "--out", out, "--rows-per-file", rows]
+    for order in (words, [*words[:3], *words[5:], *words[3:5]]):
+        assert main(order) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_is_refused_without_files_of_so_many_posts(small_run, manifest, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    assert main(["predict", str(small_run), str(manifest), "--out", str(tmp_path / "there")]) == 2
+    assert "is a folder; expected a file to write" in capsys.readouterr().err
+
+
 @pytest.fixture(autouse=True)
 def _threads_as_before():
     before = torch.get_num_threads()

@@ -184,6 +184,92 @@ def test_workers_that_open_another_model_are_refused(tmp_path):
         write_predictions(str(tmp_path / "out.jsonl"), work, tmp_path / "in.jsonl", done="scored")
 
 
+# ---- files of so many posts -----------------------------------------------------------------------------
+
+
+def in_files(place, target, rows, tolerance=ANY, predictor=None):
+    predictor = predictor or TextPredictor()
+    work = ModelAtWork(predictor=predictor, tolerance=tolerance)
+    write_predictions(str(target), work, place / "in.jsonl", done="scored", rows=rows)
+    return predictor
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 9, 18, 100])
+def test_files_of_so_many_posts_are_the_one_file_in_parts(tmp_path, rows):
+    write_rows(tmp_path / "in.jsonl", posts(20, bad=(3, 8)))
+    go(tmp_path, tmp_path / "one.jsonl")
+    in_files(tmp_path, tmp_path / "parts", rows)
+    lines = (tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)
+    assert contents(tmp_path / "parts") == {
+        f"part-{number:05}.jsonl": b"".join(lines[first : first + rows])
+        for number, first in enumerate(range(0, 18, rows))
+    }
+    beside = tmp_path / "parts.quarantine.jsonl"
+    assert beside.read_bytes() == (tmp_path / "one.jsonl.quarantine.jsonl").read_bytes()
+    assert not list(tmp_path.glob("[!.]*.part*"))
+
+
+def test_where_nothing_could_be_scored_there_is_one_empty_file(tmp_path):
+    write_rows(tmp_path / "in.jsonl", posts(5, bad=range(5)))
+    in_files(tmp_path, tmp_path / "parts", 2)
+    assert contents(tmp_path / "parts") == {"part-00000.jsonl": b""}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 6, 9, 10, 50])
+def test_full_files_are_there_before_the_others_and_a_command_goes_on_behind_them(tmp_path, rows):
+    write_rows(tmp_path / "in.jsonl", posts(40, bad=(1, 2, 9, 30)))
+    out = tmp_path / "parts"
+    with pytest.raises(QuarantineError, match=r"3 of 12 posts"):
+        in_files(tmp_path, out, rows, Tolerance(2, None))
+    there = contents(out)
+    named = {name for name in there if not name.startswith(".")}
+    # the last that is full is named with the next commit behind it
+    assert named == {f"part-{number:05}.jsonl" for number in range(8 // rows)}
+    assert all(there[name].count(b"\n") == rows for name in named)
+    (out / f".part-{99:05}.partial").write_text("of a commit that never was")
+    again = in_files(tmp_path, out, rows, Tolerance(4, None))
+    assert again.calls[0][0] == "0.12"  # nothing is scored twice
+    now = contents(out)
+    assert {name: now[name] for name in named} == {name: there[name] for name in named}
+    go(tmp_path, tmp_path / "one.jsonl")
+    assert b"".join(now[name] for name in sorted(now)) == (tmp_path / "one.jsonl").read_bytes()
+    assert len(now) == -(-36 // rows)
+
+
+def test_finished_files_may_be_taken_away_meanwhile(tmp_path):
+    write_rows(tmp_path / "in.jsonl", posts(20, bad=(11,)))
+    with pytest.raises(QuarantineError):
+        in_files(tmp_path, tmp_path / "parts", 3, Tolerance(0, None))
+    (tmp_path / "parts" / "part-00000.jsonl").unlink()
+    in_files(tmp_path, tmp_path / "parts", 3)
+    assert sorted(contents(tmp_path / "parts")) == [f"part-{number:05}.jsonl" for number in range(1, 7)]
+
+
+def test_another_number_of_posts_a_file_and_a_folder_that_holds_something_are_refused(tmp_path):
+    write_rows(tmp_path / "in.jsonl", posts(20, bad=(5,)))
+    out = tmp_path / "parts"
+    with pytest.raises(QuarantineError):
+        in_files(tmp_path, out, 3, Tolerance(0, None))
+    before = contents(out)
+    with pytest.raises(RunMismatchError, match=r"rows_per_file: 3 until now, 4 asked for"):
+        in_files(tmp_path, out, 4)
+    assert contents(out) == before
+    in_files(tmp_path, out, 3)
+    whole = contents(out)
+    with pytest.raises(RunStateError, match=r"parts holds files already, and no unfinished command's"):
+        in_files(tmp_path, out, 3)
+    assert contents(out) == whole
+    go_on = tmp_path / "one.jsonl"
+    with pytest.raises(QuarantineError):
+        go(tmp_path, go_on, Tolerance(0, None))
+    with pytest.raises(RunMismatchError, match=r"rows_per_file: None until now, 3 asked for"):
+        in_files(tmp_path, go_on, 3)
+
+
 # ---- how far it is --------------------------------------------------------------------------------------
 
 
