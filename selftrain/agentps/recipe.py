@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from backbones.errors import WeightsError
 from backbones.images import MAX_PIXELS
+from backbones.mllm import smollm2_efficientnet
 from backbones.mllm.answering import ASKING, Attention, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
@@ -221,6 +223,15 @@ class AgentPSRecipe(Section):
                 'model.album is "video", and the videos of a batch must be equally long: set frames.repeat ='
                 " true and frames.count to at least 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _base_can(self) -> AgentPSRecipe:
+        if self.model.base == smollm2_efficientnet.NAME:
+            try:
+                smollm2_efficientnet.check_given(self.model.dtype, self.model.album)
+            except WeightsError as error:
+                raise ValueError(f"model.{error}") from error
         return self
 
     @model_validator(mode="after")

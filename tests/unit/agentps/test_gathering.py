@@ -374,6 +374,11 @@ def test_recipes():
             load_agentps_recipe(None, ["model.variant=vanilla", wrong])
     with pytest.raises(RecipeError, match="equally long"):
         load_agentps_recipe(None, ["model.album=video", "frames.repeat=false"])
+    for wrong, can in (("dtype=bfloat16", "'auto' or 'float32'"), ("album=video", "'images'")):
+        with pytest.raises(RecipeError, match=f"model.{wrong[:5]}.* has only {can}: leave it out"):
+            load_agentps_recipe(None, [f"model.{wrong}"])
+        assert load_agentps_recipe(None, [f"model.{wrong}", "model.base=elsewhere"]).model.base == "elsewhere"
+    assert load_agentps_recipe(None, ["model.dtype=float32"]).model.dtype == "float32"
     published = load_agentps_recipe(Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml")
     assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 384)
 

@@ -11,6 +11,7 @@ from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
 from transformers import PreTrainedModel
 
 from backbones.errors import PromptFitError, WeightsError
+from backbones.mllm import smollm2_efficientnet
 from backbones.mllm.answering import (
     AnswerHeads,
     compile_blocks,
@@ -432,6 +433,13 @@ def test_a_package_that_a_processor_wants_is_named(tmp_path, monkeypatch):
         load_mllm(str(tmp_path))
     with pytest.raises(WeightsError, match="pip install num2words"):
         load_reader(tmp_path, str(tmp_path), WORDING, "left", 96)
+
+
+@pytest.mark.parametrize("kinds", [{"dtype": "bfloat16"}, {"album": "video"}])
+def test_what_the_model_without_a_download_cannot_is_refused_before_it_is_loaded(kinds, monkeypatch):
+    monkeypatch.setattr(smollm2_efficientnet, "load", lambda _: pytest.fail("it is loaded"))
+    with pytest.raises(WeightsError, match="smollm2_efficientnet has only"):
+        load_mllm(smollm2_efficientnet.NAME, **kinds)
 
 
 # ---- what a prompt leaves for a post ----------------------------------------------------------------------
