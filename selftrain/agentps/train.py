@@ -546,10 +546,26 @@ class _Work(NamedTuple):
             self.built.model.to(self.accelerator.device)
 
     def rehearse(self) -> None:
-        """Try the largest evaluation, before an epoch went into it."""
+        """Try the largest evaluation, and whether it can be measured, before an epoch went into it."""
+        self._check_readable()
         lengths = self.built.collator.lengths(self.validation)
         order = sorted(range(len(self.validation)), key=lambda place: -lengths[place])
         self.scored([self.validation[place] for place in order[: self.recipe.training.evaluation_batch]])
+
+    def _check_readable(self) -> None:
+        """Raise DataError where no validation post of a class, or of the others, has readable pictures."""
+        questions = self.built.questions
+        looked_for = questions.final.answers[questions.positive]
+        labels = [(dataset.answer_of(one.targets[-1]), one) for one in self.validation]
+        of_class = [one for label, one in labels if label == questions.positive]
+        others = [one for label, one in labels if label not in (None, questions.positive)]
+        for named, posts in ((repr(looked_for), of_class), (f"no {looked_for!r}", others)):
+            if posts and all(self.built.collator.read([one]).unread for one in posts):
+                reason = self.built.collator.read(posts[:1]).unread[0]
+                raise DataError(
+                    f"{len(posts)} validation posts are {named}, and the pictures of none can be read"
+                    f" ({reason}): expected one at least. Put them right, or add posts to validate on"
+                )
 
     def _vision_cache(self) -> VisionCache | None:
         training, frames = self.recipe.training, self.built.collator.frames

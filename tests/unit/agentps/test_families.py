@@ -187,6 +187,20 @@ def test_a_family_does_what_the_table_says(name, check, tmp_path):
             CHECKS[check](FAMILIES[name](), *more)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_answer_tokens_row_alone_gives_the_numbers_of_pefts_table(name):
+    found = []
+    for lean in (False, True):
+        model, reader = answering(FAMILIES[name]().base(), budget=BUDGET, lean=lean)
+        inputs = reader.read(ALBUMS)
+        logits = [one.detach() for one in moved(model).train()(inputs)]
+        found.append((logits, gradients(model, inputs)))
+    (logits, before), (lean_logits, after) = found
+    assert all(torch.equal(one, other) for one, other in zip(logits, lean_logits, strict=True))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+
+
 # ---- pictures that are lost on the way ------------------------------------------------------------------
 
 
