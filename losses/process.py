@@ -67,8 +67,9 @@ def process_loss(
         logits: Q tensors [B, K_q].
         targets: Q tensors [B, K_q]; each row adds up to 1, or is all zeros where the answer is missing.
         weights: [Q] w_q >= 0, not all 0; None: all 1, as published.
-        denominators: [Q] n_q > 0; where this call sees a part of a batch, those of the whole: losses of the
-            parts then add up to the loss of the whole. None: the posts of this call.
+        denominators: [Q] n_q >= 0, expected numbers below 1 among them; where this call sees a part of a
+            batch, those of the whole: losses of the parts then add up to the loss of the whole. 0: no answer
+            in the whole batch. None: the posts of this call.
         answer_weights: [Q] tensors [K_q] >= 0, by which each answer's share of the cross-entropy is
             multiplied; what it is divided by stays. None: all 1.
         signed: Accept targets outside [0, 1].
@@ -91,7 +92,7 @@ def process_loss(
         if answer_weights is not None:
             found = found * answer_weights[q]
         posts = float(len(scores)) if denominators is None else _denominator(denominators, q, len(logits))
-        loss = loss + factors[q] * found.sum() / max(posts, 1.0)
+        loss = loss + factors[q] * found.sum() / (posts or 1.0)  # 0: nobody answers, and the sum is 0
         known.append(wanted.detach().sum(1).round().sum())
     return ProcessOutput(loss, torch.stack(sums), torch.stack(known))
 
@@ -119,8 +120,10 @@ def _factors(weights: Sequence[float] | None, questions: int) -> list[float]:
 
 
 def _denominator(denominators: Sequence[float], question: int, questions: int) -> float:
-    if len(denominators) != questions or not math.isfinite(denominators[question]):
-        raise SettingError(f"the denominators are {list(denominators)}; expected {questions} finite numbers")
+    if len(denominators) != questions or not 0 <= denominators[question] < math.inf:
+        raise SettingError(
+            f"the denominators are {list(denominators)}; expected {questions} finite numbers >= 0"
+        )
     return float(denominators[question])
 
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
 
 from backbones.errors import PromptFitError, WeightsError
@@ -26,6 +29,7 @@ from backbones.towers import PROBES, ModuleDigest
 Album = Literal["images", "video"]
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
 _LANGUAGE = ("language_model", "text_model")
+_ONE_A_PICTURE = ("image_grid_thw", "image_sizes")  # what some processors give of every picture, once
 
 
 class HubReader:
@@ -61,6 +65,8 @@ class HubReader:
         turns = self._turns() if wording.rounds else ONE_TURN
         self.words = Words(tokenizer, wording, max_tokens, marks, turns)
         self._tokens: dict[int, int] = {0: 0}  # pictures of a post -> what they take
+        # pictures of a video, or one; width and height -> what each of them takes
+        self._taken: dict[tuple[int, tuple[int, int]], _Taken] = {}
 
     def length(self, text: str, images: int) -> int:
         """Return the tokens of a prompt, its pictures' as the first post read of as many had them."""
@@ -69,6 +75,18 @@ class HubReader:
     def read(self, prompts: Sequence[Prompt]) -> Inputs:
         texts = [self._chat(self.words.around(one.text), len(one.images)) for one in prompts]
         albums = [list(one.images) for one in prompts]
+        inputs = self._processed(texts, albums)
+        self.words.check(inputs)
+        self._check_pictures(albums, texts, inputs)
+        for one, mask in zip(prompts, inputs["attention_mask"], strict=True):
+            if len(one.images) not in self._tokens:
+                self._tokens[len(one.images)] = int(mask.sum()) - self.words.length(one.text)
+        return inputs
+
+    def save(self, folder: Path) -> None:
+        self._processor.save_pretrained(folder)
+
+    def _processed(self, texts: Sequence[str], albums: Sequence[list[Any]]) -> Inputs:
         media: dict[str, Any] = {}
         if any(albums) and self._album == "images":
             # one list a post, an empty one too: pictures in one flat list are taken for posts of one picture
@@ -90,16 +108,7 @@ class HubReader:
                 f"{type(self._processor).__name__} cannot read {len(texts)} posts with"
                 f" {sum(map(len, albums))} pictures: {error}"
             ) from error
-        inputs: Inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-        self.words.check(inputs)
-        self._check_pictures(albums, texts, inputs)
-        for one, mask in zip(prompts, inputs["attention_mask"], strict=True):
-            if len(one.images) not in self._tokens:
-                self._tokens[len(one.images)] = int(mask.sum()) - self.words.length(one.text)
-        return inputs
-
-    def save(self, folder: Path) -> None:
-        self._processor.save_pretrained(folder)
+        return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
 
     def _chat(self, words: str, images: int) -> str:
         kinds = ["image"] * images if self._album == "images" else ["video"] * bool(images)
@@ -147,17 +156,61 @@ class HubReader:
                     f"a post of {len(album)} pictures has {text.count(token)} places for them in the chat,"
                     f" expected {wanted}: the model's chat template does not show what it is given"
                 )
-        processor = getattr(self._processor, "video_processor", None)
-        given, found = (
-            sum(map(len, albums)),
-            pictures_in(inputs, getattr(processor, "temporal_patch_size", 1)),
-        )
+        given = sum(map(len, albums))
+        found = self._pictures_found(albums, inputs) if given else 0
         if found < given:
             raise PromptFitError(
                 f"{given} pictures were given and {found} came back as pixels:"
                 f" {type(self._processor).__name__} leaves the others out. "
                 + ('Set model.album = "images"' if video else "Lower frames.count, or use another base model")
             )
+
+    def _pictures_found(self, albums: Sequence[list[Any]], inputs: Inputs) -> int:
+        """Return how many of the pictures given came back.
+
+        Neither one in many tiles stands for another one, nor what fills up a video for a frame of another.
+        """
+        if "video_grid_thw" in inputs:
+            frames = inputs["video_grid_thw"][:, 0] * int(self._processor.video_processor.temporal_patch_size)
+            pairs = zip(filter(None, albums), frames.tolist(), strict=False)
+            return sum(min(len(album), count) for album, count in pairs)
+        found = pictures_in(inputs)
+        if any(name in inputs for name in _ONE_A_PICTURE):
+            return found
+        video, shown, taken = self._album == "video", 0, list[_Taken]()
+        for album, places in zip(albums, self._places(inputs).tolist(), strict=True):
+            own = [self._taken_alone(album if video else [one]) for one in album]
+            shown += _how_many([one.places for one in own], places)
+            taken += own
+        return min(shown, _how_many([one.tiles for one in taken], found))
+
+    def _places(self, inputs: Inputs) -> torch.Tensor:
+        """Return [B] the tokens that stand for pictures."""
+        names = ("image_token_ids", "video_token_ids")
+        ids = {one for name in names for one in getattr(self._processor, name, None) or []} - {None}
+        return torch.isin(inputs["input_ids"], torch.tensor(sorted(ids), dtype=torch.long)).sum(1)
+
+    def _taken_alone(self, pictures: Sequence[Image.Image]) -> _Taken:
+        """Return what each takes in a post of its own: of one picture, or of the frames of a video."""
+        count, size = len(pictures), pictures[0].size
+        if (count, size) not in self._taken:
+            text = self._chat(self.words.around(""), count)
+            inputs = self._processed([text], [[Image.new("RGB", size)] * count])
+            found = int(self._places(inputs)), max(pictures_in(inputs), count)
+            self._taken[count, size] = _Taken(*(Fraction(one, count) for one in found))
+        return self._taken[count, size]
+
+
+class _Taken(NamedTuple):
+    """What one picture takes, or one frame of a video."""
+
+    places: Fraction  # tokens that stand for it
+    tiles: Fraction  # pictures that it is cut into
+
+
+def _how_many(takes: Sequence[Fraction], there: int) -> int:
+    """Return how many pictures, which take so much each, fit into what is there, from the first on."""
+    return sum(taken <= there for taken in accumulate(takes))
 
 
 def from_parts(
@@ -223,17 +276,14 @@ def _metadata(frames: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"total_num_frames": count, "fps": 1.0, "frames_indices": list(range(count)), "duration": count}
 
 
-def pictures_in(inputs: Inputs, patch: int = 1) -> int:
-    """Return how many pictures, or tiles of pictures, stand in what a processor gave.
+def pictures_in(inputs: Inputs) -> int:
+    """Return how many pictures, or tiles of pictures, stand in what a processor gave; no video's grid.
 
-    Some families say it by sizes, one a picture, some by the shape of the pixels alone. One step of a video's
-    grid stands for `patch` frames.
+    Some families say it by sizes, one a picture or tile, some by the shape of the pixels alone.
     """
-    for name in ("image_grid_thw", "image_sizes", "spatial_shapes"):
+    for name in (*_ONE_A_PICTURE, "spatial_shapes"):
         if name in inputs:
             return len(inputs[name])
-    if "video_grid_thw" in inputs:
-        return int(inputs["video_grid_thw"][:, 0].sum()) * patch
     pixels = inputs.get("pixel_values", inputs.get("pixel_values_videos"))
     if pixels is None:
         return 0

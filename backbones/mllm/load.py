@@ -19,14 +19,15 @@ def load_mllm(
 ) -> Mllm:
     """Load a pretrained model: the one that needs no download, or what transformers loads.
 
-    That is "smollm2_efficientnet", whose new projector the seed is of. Of another, by its name on a hub or a
-    folder, `dtype` is "auto" (as saved), "float32" or "bfloat16", and several pictures are given as "images"
-    or as a "video".
+    That is "smollm2_efficientnet", in float32, with pictures as images; the seed is of its new projector. Of
+    another, by its name on a hub or a folder, `dtype` is "auto" (as saved), "float32" or "bfloat16", and
+    several pictures are given as "images" or as a "video".
 
     Raises:
-        WeightsError: No such model, or weights that are missing.
+        WeightsError: No such model, weights that are missing, or a way of taking it that it has not.
     """
     if name == smollm2_efficientnet.NAME:
+        smollm2_efficientnet.check_given(dtype, album)
         return smollm2_efficientnet.load(seed)
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText, AutoProcessor

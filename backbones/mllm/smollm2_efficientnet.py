@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.errors import WeightsError
 from backbones.loading import quiet_loading
 from backbones.minilm_efficientnet import IMAGE_SHA256, image_tower
 from backbones.mllm.base import Mllm, Padding, linear_layers
@@ -153,6 +154,16 @@ def pixels(image: Image.Image) -> Tensor:
     small = image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
     scaled: Tensor = (pil_to_tensor(small).float() / 255 - _MEAN) / _STD
     return scaled
+
+
+def check_given(dtype: str, album: str) -> None:
+    """Refuse, with a WeightsError, what `load_mllm` takes of other models and this one cannot do."""
+    for name, given, can in (("dtype", dtype, ("auto", "float32")), ("album", album, ("images",))):
+        if given not in can:
+            raise WeightsError(
+                f"{name} is {given!r}, and {NAME} has only {' or '.join(map(repr, can))}: leave it out, or"
+                " name another base model"
+            )
 
 
 def load(seed: int = 0) -> Mllm:

@@ -9,6 +9,7 @@ alone; and nothing but a local file is opened.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -109,8 +110,8 @@ def read_frames(
     `fit` is called with each as it is decoded: only what it returns is kept.
 
     Raises:
-        MediaError: Not a video, too large (above `max_pixels` in its header or later on), too long, with too
-            much to decode, or without a frame that can be decoded.
+        MediaError: Not a video, too large (above `max_pixels` in its header or later on), too long or of no
+            length that can be found, with too much to decode, or without a frame that can be decoded.
     """
     import av
 
@@ -143,14 +144,35 @@ class _Video:
     def sampled(self, count: int) -> list[Image]:
         """Return so many frames, evenly over the length."""
         seconds = float(self._container.duration or 0) / 1_000_000
+        begin = 0.0
+        # a live recording's header has no length, and its clock may have run for hours
+        if seconds <= float((self._stream.start_time or 0) * self._stream.time_base) * 2 * count:
+            begin, seconds = self._measured()
         if seconds > MAX_SECONDS:
             raise MediaError(
                 f"{self._path}: {seconds:,.0f} seconds long; at most {MAX_SECONDS:,} are read. Cut it"
             )
-        wanted = [(i + 0.5) / count * seconds for i in range(count)]
+        wanted = [begin + (i + 0.5) / count * seconds for i in range(count)]
         if seconds * float(self._stream.average_rate or 25) <= WHOLE:
             return self._shown(self._frames(), wanted)
         return [image for moment in wanted for image in self._shown(self._frames_before(moment), [moment])]
+
+    def _measured(self) -> tuple[float, float]:
+        """Return where the frames begin and how long they last, seconds, by their packets, none decoded."""
+        first, last, end = math.inf, -math.inf, -math.inf
+        for packet in self._container.demux(self._stream):
+            at = packet.dts if packet.pts is None else packet.pts
+            if at is not None:  # the last packet is an empty one, without a time
+                first, last, end = min(first, at), max(last, at), max(end, at + (packet.duration or 0))
+            if (last - first) * self._stream.time_base > MAX_SECONDS:
+                break
+        if not first < end:
+            raise MediaError(
+                f"{self._path}: neither its header nor its packets say how long it is; expected a video with"
+                " timestamps. Save it anew (`ffmpeg -i OLD NEW`), or drop it from the manifest"
+            )
+        self._container.seek(int(first), stream=self._stream)
+        return float(first * self._stream.time_base), float((end - first) * self._stream.time_base)
 
     def _shown(self, frames: Iterator[tuple[float, Any]], wanted: Sequence[float]) -> list[Image]:
         """Return what is on the screen at each moment: the last frame that began by then."""

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from backbones.errors import WeightsError
 from backbones.images import MAX_PIXELS
+from backbones.mllm import smollm2_efficientnet
 from backbones.mllm.answering import ASKING, Attention, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
@@ -83,7 +85,7 @@ class ModelSection(Section):
     fed: bool = False  # the final head hears what the process heads say, not their state alone
     policy: bool = False  # put the task's policy before every post
     # of prompt and text together, images aside; published: 256 with a prompt of 60. Every shipped task leaves
-    # a post 196 so; with the policy before it they want up to 528
+    # a post 196 so; with the policy before it they want up to 495
     max_tokens: int = Field(384, ge=16, le=32_768)
     padding: Padding = "left"
     album: Album = "images"  # give a hub's model several pictures as images or as one video
@@ -221,6 +223,15 @@ class AgentPSRecipe(Section):
                 'model.album is "video", and the videos of a batch must be equally long: set frames.repeat ='
                 " true and frames.count to at least 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _base_can(self) -> AgentPSRecipe:
+        if self.model.base == smollm2_efficientnet.NAME:
+            try:
+                smollm2_efficientnet.check_given(self.model.dtype, self.model.album)
+            except WeightsError as error:
+                raise ValueError(f"model.{error}") from error
         return self
 
     @model_validator(mode="after")

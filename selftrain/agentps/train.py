@@ -34,7 +34,7 @@ from selftrain.agentps import checkpoint, dataset, sharding
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, AgentPSModel
 from selftrain.agentps.decisions import decided, fit_decisions
 from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score_share
-from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
+from selftrain.agentps.model import Built, CollatedPosts, Collator, build, part_sizes, stack_targets
 from selftrain.agentps.predict import answers_row, redecide, write_measured
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, check_names, load_agentps_recipe
 from selftrain.agentps.vision_cache import VisionCache
@@ -148,7 +148,10 @@ class _Stepper:
         self._parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         targets = stack_targets(self.posts)
         self._shares = [float(one.sum(1).round().sum()) / len(self.posts) for one in targets]
-        self._unread = Unread(self.folder / QUARANTINE, self.max_unread)
+        self._unread = Unread(
+            self.folder / QUARANTINE, self.max_unread, self.accelerator,
+            posts=self.posts, collator=self.built.collator,
+        )  # fmt: skip
         self._number = 0
         self._inputs: Iterator[CollatedPosts] = iter(())
 
@@ -186,7 +189,10 @@ class _Stepper:
         for one in self._parameters:
             if one.grad is None:  # of a projector in a step without a picture: it decays all the same
                 one.grad = torch.zeros_like(one)
-        *sums, loss = accelerator.reduce(total, reduction="sum").tolist()
+        met = total.new_tensor([len(self._unread.new)])
+        *sums, loss, unread = accelerator.reduce(torch.cat([total, met]), reduction="sum").tolist()
+        if unread:  # in any process: all of them share it, and stop together
+            self._unread.share()
         norm = accelerator.clip_grad_norm_(self._parameters, self.settings.clip)
         # of each question the mean over the posts that answer it, whatever the loss divides by
         means = (one / max(count, 1.0) for one, count in zip(sums, known, strict=True))
@@ -295,23 +301,47 @@ def _without_targets(post: dataset.Example) -> dataset.Example:
 
 
 class Unread:
-    """Posts whose pictures were found unreadable at their step: noted in a file as bad rows are, once each.
+    """Posts whose pictures cannot be read: noted in a file as bad rows are, once each, at most `limit`.
 
-    Those of a training that was cut off are known. At most `limit` are tolerated.
+    Those that all processes met count together. What an earlier part of the training noted is looked at
+    first of all: it counts on, or can be read by now and is off the list.
     """
 
-    def __init__(self, file: Path, limit: int) -> None:
-        self._file, self._limit = file, limit
-        rows = read_jsonl(file) if file.exists() else []
-        self._reasons = {str(row["id"]): str(row["reason"]) for row in rows if row["kind"] == "picture"}
+    def __init__(
+        self,
+        file: Path,
+        limit: int,
+        accelerator: Accelerator,
+        *,
+        posts: Sequence[dataset.Example],
+        collator: Collator,
+    ) -> None:
+        self._file, self._limit, self._accelerator = file, limit, accelerator
+        rows = [*read_jsonl(file)] if file.exists() else []
+        self._others = [row for row in rows if row["kind"] != "picture"]
+        self._reasons = dict[str, str]()
+        self.new = dict[str, str]()  # post id -> why, met by this process since the last `share`
+        noted = {str(row["id"]) for row in rows if row["kind"] == "picture"}
+        for post in posts if noted else ():
+            if post.id in noted and (found := collator.read([post]).unread):
+                self.add(post.id, found[0])
+        if noted:
+            self.share()
 
     def add(self, post_id: str, reason: str) -> None:
-        """Take in a post; QuarantineError: more than the limit, with the list."""
-        if post_id in self._reasons:
-            return
-        self._reasons[post_id] = reason
-        with self._file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"kind": "picture", "id": post_id, "reason": reason}) + "\n")
+        """Take in a post that this process met."""
+        if post_id not in self._reasons:
+            self.new[post_id] = reason
+
+    def share(self) -> None:
+        """Take in what every process met, each at the same time; QuarantineError: more than the limit."""
+        from accelerate.utils import gather_object
+
+        self._reasons |= dict(gather_object([*self.new.items()]))
+        self.new = {}
+        if self._accelerator.is_main_process:
+            noted = ({"kind": "picture", "id": one, "reason": why} for one, why in self._reasons.items())
+            atomic.write_jsonl(self._file, [*self._others, *noted])
         if len(self._reasons) > self._limit:
             first = "\n".join(f"  {one}: {why}" for one, why in list(self._reasons.items())[:10])
             raise QuarantineError(
@@ -516,10 +546,26 @@ class _Work(NamedTuple):
             self.built.model.to(self.accelerator.device)
 
     def rehearse(self) -> None:
-        """Try the largest evaluation, before an epoch went into it."""
+        """Try the largest evaluation, and whether it can be measured, before an epoch went into it."""
+        self._check_readable()
         lengths = self.built.collator.lengths(self.validation)
         order = sorted(range(len(self.validation)), key=lambda place: -lengths[place])
         self.scored([self.validation[place] for place in order[: self.recipe.training.evaluation_batch]])
+
+    def _check_readable(self) -> None:
+        """Raise DataError where no validation post of a class, or of the others, has readable pictures."""
+        questions = self.built.questions
+        looked_for = questions.final.answers[questions.positive]
+        labels = [(dataset.answer_of(one.targets[-1]), one) for one in self.validation]
+        of_class = [one for label, one in labels if label == questions.positive]
+        others = [one for label, one in labels if label not in (None, questions.positive)]
+        for named, posts in ((repr(looked_for), of_class), (f"no {looked_for!r}", others)):
+            if posts and all(self.built.collator.read([one]).unread for one in posts):
+                reason = self.built.collator.read(posts[:1]).unread[0]
+                raise DataError(
+                    f"{len(posts)} validation posts are {named}, and the pictures of none can be read"
+                    f" ({reason}): expected one at least. Put them right, or add posts to validate on"
+                )
 
     def _vision_cache(self) -> VisionCache | None:
         training, frames = self.recipe.training, self.built.collator.frames
@@ -645,9 +691,10 @@ def _begin(out: Path, recipe: AgentPSRecipe, found: dataset.LabelledPosts) -> No
     """Write what the folder says before the first step."""
     _write_recipe(out, recipe)
     dump_task(found.task, out / checkpoint.TASK)
-    noted = read_jsonl(out / QUARANTINE) if (out / QUARANTINE).exists() else []
+    before = (out / QUARANTINE).exists()
+    noted = read_jsonl(out / QUARANTINE) if before else []
     rows = [*found.quarantine, *(row for row in noted if row["kind"] == "picture")]
-    if rows:
+    if rows or before:
         atomic.write_jsonl(out / QUARANTINE, rows)
 
 

@@ -15,6 +15,9 @@ from agentps_helpers import RECIPE, training_folder
 from cli_helpers import here
 from processes import Process, selftrain
 
+from selftrain.agentps.dataset import load_posts
+from selftrain.agentps.recipe import SourceSettings
+
 pytestmark = pytest.mark.integration
 QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -100,6 +103,27 @@ def test_a_process_without_a_picture_trains_the_tower_with_the_others(place):
     for others in ("tower-two", "tower-three"):
         for a, b in zip(losses(place / "tower-one"), losses(place / others), strict=True):
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
+def test_posts_that_two_processes_cannot_read_count_together(tmp_path):
+    """Each meets about half of them, which alone would be tolerated; both end at the same step."""
+    place = training_folder(tmp_path, frames=1)
+    sources = SourceSettings(manifest=place / "posts.jsonl", task=place / "task.toml")
+    broken = {post.id for post in load_posts(sources, 0).train[::6]}
+    (place / "broken.png").write_bytes((place / "red.png").read_bytes()[:60])
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    rows = [row | ({"images": ["broken.png"]} if row["id"] in broken else {}) for row in rows]
+    (place / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    limit = ("--set", f"data.max_bad_rows={len(broken) - 1}", "--set", "data.max_bad_share=1.0")
+    words = argv(place, place / "model", "--set", "training.epochs=1", *limit)
+    for one in together(2, ("-m", "selftrain", *words)):
+        _, error = one.communicate(timeout=300)
+        assert one.returncode == 2, error
+        assert f"{len(broken)} posts have pictures that cannot be read" in error
+    noted = [
+        json.loads(line)["id"] for line in (place / "model" / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert sorted(noted) == sorted(broken)
 
 
 # accelerate shards on accelerators alone, though torch does so on CPUs too: here it takes these for some

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backbones.errors import ImageError
+from selftrain.agentps import frames as frames_module
 from selftrain.agentps.frames import Frames, chosen, load_frames, read_frames
 from selftrain.errors import MediaError
 
@@ -84,14 +87,15 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
         load_frames([tmp_path / "broken.png"], Frames(1, **SMALL))
 
 
-def film(path, frames, rate=10, size=(64, 48)):
-    """Frame i is grey of level i * 255 / frames."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
+def film(path, frames, rate=10, size=(64, 48), *, codec="mpeg4", begin=0, **options):
+    """Frame i is grey of level i * 255 / frames, at the time begin + i."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
         for i in range(frames):
-            grey = Image.new("RGB", size, (round(i * 255 / frames),) * 3)
-            container.mux(stream.encode(av.VideoFrame.from_image(grey)))
+            grey = av.VideoFrame.from_image(Image.new("RGB", size, (round(i * 255 / frames),) * 3))
+            grey.pts, grey.time_base = begin + i, Fraction(1, rate)
+            container.mux(stream.encode(grey))
         container.mux(stream.encode())
     return path
 
@@ -103,6 +107,48 @@ def test_a_video_is_sampled_evenly_over_its_length(tmp_path):
     # the middles of eight stretches of ten frames
     assert levels == pytest.approx([5, 15, 25, 35, 45, 55, 65, 75], abs=1.6)
     assert all(one.size == (64, 48) for one in frames)
+
+
+LIVE = {"live": "1"}  # written as it comes: a header without a length
+
+
+@pytest.mark.parametrize("whole", [5_000, 0], ids=["from its beginning", "around what is shown"])
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("live.mkv", LIVE),
+        ("live.webm", LIVE | {"codec": "libvpx"}),
+        ("joined.mkv", LIVE | {"begin": 50_000}),
+        ("reordered.mkv", LIVE | {"codec": "libx264"}),
+        ("late.mkv", {"begin": 900}),
+        ("late.mp4", {"begin": 900}),
+    ],
+)
+def test_a_video_whose_header_does_not_say_where_its_frames_are(tmp_path, name, kinds, whole, monkeypatch):
+    monkeypatch.setattr(frames_module, "WHOLE", whole)
+    path = film(tmp_path / name, 80, **kinds)
+    levels = [np.asarray(one).mean() * 80 / 255 for one in read_frames(path, 8, max_pixels=10_000)]
+    assert levels == pytest.approx([5, 15, 25, 35, 45, 55, 65, 75], abs=1.6)
+
+
+def test_a_live_video_of_one_frame_and_one_that_is_too_long(tmp_path, monkeypatch):
+    assert len(read_frames(film(tmp_path / "one.mkv", 1, **LIVE), 4, max_pixels=10_000)) == 4
+    path = film(tmp_path / "long.mkv", 50, **LIVE)
+    monkeypatch.setattr(frames_module, "MAX_SECONDS", 4)
+    with pytest.raises(MediaError, match=r"long\.mkv: .* seconds long; at most 4 are read"):
+        read_frames(path, 4, max_pixels=10_000)
+
+
+def test_a_video_of_no_length_at_all_is_refused(tmp_path):
+    """Its first stream has not one packet, only its second."""
+    with av.open(str(tmp_path / "film.mkv"), "w", options=LIVE) as container:
+        first, second = (container.add_stream("mpeg4", rate=10) for _ in range(2))
+        for stream in (first, second):
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(second.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 48)))))
+        container.mux(second.encode())
+    with pytest.raises(MediaError, match=r"film\.mkv: neither its header nor its packets say how long"):
+        read_frames(tmp_path / "film.mkv", 4, max_pixels=10_000)
 
 
 def test_a_video_of_fewer_frames_than_asked_for(tmp_path):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm.answering import merge, trained_names
-from backbones.mllm.hub import pictures_in
+from backbones.mllm.hub import _metadata, pictures_in
 from backbones.mllm.load import load_mllm
 from backbones.mllm.prompts import Prompt
 
@@ -64,7 +64,7 @@ def albums(family: Family) -> None:
     """Two posts of pictures beside one without; order counts."""
     model, reader = answering(family.base(), budget=BUDGET)
     inputs = reader.read(ALBUMS)
-    assert pictures_in(inputs, 1) >= 5
+    assert pictures_in(inputs) >= 5
     shown = [[picture(c) for c in colors] for colors in (("red", "blue"), ("blue", "red"), ("red", "green"))]
     found = final(model, reader, [Prompt("same words", album) for album in shown])
     assert (found[0] - found[1]).abs().max() > 1e-6
@@ -185,6 +185,103 @@ def test_a_family_does_what_the_table_says(name, check, tmp_path):
                 CHECKS[check](FAMILIES[name](), *more)
         else:
             CHECKS[check](FAMILIES[name](), *more)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_answer_tokens_row_alone_gives_the_numbers_of_pefts_table(name):
+    found = []
+    for lean in (False, True):
+        model, reader = answering(FAMILIES[name]().base(), budget=BUDGET, lean=lean)
+        inputs = reader.read(ALBUMS)
+        logits = [one.detach() for one in moved(model).train()(inputs)]
+        found.append((logits, gradients(model, inputs)))
+    (logits, before), (lean_logits, after) = found
+    assert all(torch.equal(one, other) for one, other in zip(logits, lean_logits, strict=True))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+
+
+# ---- pictures that are lost on the way ------------------------------------------------------------------
+
+
+def cutting(name: str) -> Family:
+    """The family, cutting pictures into tiles where it can, as hubs' processors do."""
+    family = FAMILIES[name]()
+    if name == "LFM2-VL":
+        family.processor.image_processor.do_image_splitting = True
+    return family
+
+
+def processing(monkeypatch, family: Family, change) -> None:
+    """Let a processor be called as `change` calls it where several posts are read."""
+    kind = type(family.processor)
+    call = kind.__call__
+
+    def changed(self, **kinds):
+        return call(self, **kinds) if len(kinds["text"]) == 1 else change(self, call, kinds)
+
+    monkeypatch.setattr(kind, "__call__", changed)
+
+
+# some families cut the wide one into three tiles, as many as there are pictures
+WIDE = [
+    Prompt("two", [picture("blue", (20, 20)), picture("red", (200, 60))]),
+    Prompt("one", [picture("green", (20, 20))]),
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_lost_beside_one_in_many_tiles_is_found(name, monkeypatch):
+    family = cutting(name)
+    reader = family.base().reader(WORDING, "left", BUDGET)
+    assert reader.read(WIDE)["input_ids"].shape[0] == 2
+
+    def lose(processor, call, kinds):
+        [_, wide], other = kinds["images"]
+        texts = [kinds["text"][0].replace(processor.image_token, "", 1), *kinds["text"][1:]]
+        return call(processor, **kinds | {"images": [[wide], other], "text": texts})
+
+    processing(monkeypatch, family, lose)
+    with pytest.raises(PromptFitError, match=r"3 pictures were given and [12] came back as pixels"):
+        reader.read(WIDE)
+
+
+@pytest.mark.parametrize("name", ["InternVL3", "LFM2-VL", "SmolVLM2", "Gemma-3"])
+def test_a_tile_whose_pixels_are_lost_is_found(name, monkeypatch):
+    family = cutting(name)
+    reader = family.base().reader(WORDING, "left", BUDGET)
+
+    def lose(processor, call, kinds):
+        batch = call(processor, **kinds)
+        for pixels in ("pixel_values", "pixel_attention_mask", "spatial_shapes"):
+            if pixels in batch:
+                batch[pixels] = batch[pixels][:, :-1] if name == "SmolVLM2" else batch[pixels][:-1]
+        return batch
+
+    processing(monkeypatch, family, lose)
+    with pytest.raises(PromptFitError, match=r"3 pictures were given and [12] came back as pixels"):
+        reader.read(WIDE)
+
+
+@pytest.mark.parametrize("videos", [1, 2], ids=["one of two", "both"])
+@pytest.mark.parametrize("name", [one for one in FAMILIES if (one, "video") not in CANNOT])
+def test_a_frame_that_a_video_lost_is_found(name, videos, monkeypatch):
+    """Five frames a video: some families fill them up to six."""
+    family = FAMILIES[name]()
+    reader = family.base(album="video").reader(WORDING, "left", BUDGET)
+    shown = [Prompt("x", [picture(color)] * 5) for color in ("red", "blue")]
+    assert reader.read(shown)["input_ids"].shape[0] == 2
+
+    def lose(processor, call, kinds):
+        found = [one[:4] if i < videos else one for i, one in enumerate(kinds["videos"])]
+        told = kinds["videos_kwargs"] | {"video_metadata": [*map(_metadata, found)]}
+        return call(processor, **kinds | {"videos": found, "videos_kwargs": told})
+
+    processing(monkeypatch, family, lose)
+    with pytest.raises(
+        PromptFitError, match=r"10 pictures were given and [89] came back|cannot read 2 posts"
+    ):
+        reader.read(shown)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -427,6 +427,11 @@ def test_recipes():
             load_agentps_recipe(None, ["model.variant=vanilla", wrong])
     with pytest.raises(RecipeError, match="equally long"):
         load_agentps_recipe(None, ["model.album=video", "frames.repeat=false"])
+    for wrong, can in (("dtype=bfloat16", "'auto' or 'float32'"), ("album=video", "'images'")):
+        with pytest.raises(RecipeError, match=f"model.{wrong[:5]}.* has only {can}: leave it out"):
+            load_agentps_recipe(None, [f"model.{wrong}"])
+        assert load_agentps_recipe(None, [f"model.{wrong}", "model.base=elsewhere"]).model.base == "elsewhere"
+    assert load_agentps_recipe(None, ["model.dtype=float32"]).model.dtype == "float32"
     published = load_agentps_recipe(Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml")
     assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 384)
 
@@ -451,6 +456,31 @@ def test_a_run_or_manifest_at_the_prompt_takes_the_place_of_the_recipes(tmp_path
     assert data(manifest, file=mine) == (None, manifest, task)
     with pytest.raises(RecipeError, match="nothing is not there: expected the folder of a finished run"):
         data(tmp_path / "nothing")
+
+
+def test_what_the_run_hid_of_a_reviewed_post_is_not_learned_from(run_with_questions, tmp_path):
+    """People saw labelled posts of the pool that no round accepted: their process answers stay hidden."""
+    import shutil
+
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER, ReviewItem
+
+    run = tmp_path / "run"
+    shutil.copytree(run_with_questions, run)
+    before = load_posts(SourceSettings(run=run), 0)
+    tested = run_test_posts(run, before.task, SourceSettings())
+    known = {post.id for post in (*before.train, *before.validation, *tested)}
+    rows = read_jsonl(run_with_questions.parent / "data" / "manifest.jsonl")
+    pool = [row["id"] for row in rows if row["label"] and row["process"] and row["id"] not in known][:3]
+    assert len(pool) == 3
+    ledger = ReviewLedger.create(run / LEDGER, classes=before.task.names, budget=3)
+    ledger.add("batch", [ReviewItem(one, before.task.names[0], 0.3, 1.0) for one in pool], pool)
+    while (post := ledger.next_post("me")) is not None:
+        ledger.decide("me", post.item.post_id, before.task.names[1])
+    ledger.close()
+    found = {post.id: post for post in load_posts(SourceSettings(run=run, reviews="batch"), 0).train}
+    assert [found[one].process for one in pool] == [{}, {}, {}]
+    assert [found[one].label for one in pool] == [before.task.names[1]] * 3
 
 
 def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):

@@ -8,9 +8,12 @@ import pytest
 import torch
 from agentps_helpers import WORDING, answering, moved, tiny_embedded
 from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from backbones.errors import PromptFitError, WeightsError
+from backbones.mllm import smollm2_efficientnet
 from backbones.mllm.answering import (
     AnswerHeads,
     compile_blocks,
@@ -285,21 +288,37 @@ def test_what_is_left_out_of_peft_changes_no_number(precise):
     assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
 
 
-def test_neither_the_table_nor_the_adapters_inputs_are_copied():
+class Rows(TorchDispatchMode):
+    """Notes every operation that gives so many rows, or so many columns: as large as the table it is of."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.found = rows, []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        given = operation(*args, **kwargs or {})
+        tensors = [one for one in tree_leaves(given) if isinstance(one, torch.Tensor)]
+        if any(self.rows in one.shape for one in tensors):
+            self.found.append(str(operation))
+        return given
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_nothing_of_the_tables_size_is_computed_but_by_peft_alone(lean):
+    model, reader = answering(llava_onevision().base(), lean=lean)
+    inputs = reader.read(PROMPTS)
+    model.train()
+    with Rows(ROWS) as noted:
+        sum(one.pow(2).sum() for one in model(inputs)).backward()
+    assert (noted.found == []) == lean, noted.found
+
+
+def test_the_adapters_inputs_are_not_copied():
     whole, processor = llava_onevision()
     model, reader = answering(Family(whole.to(torch.bfloat16), processor).base())
     inputs = reader.read(PROMPTS)
-    sizes, kinds = [], set()
-
-    def note(tensor):
-        sizes.append(tuple(tensor.shape))
-        kinds.add(tensor.dtype)
-        return tensor
-
-    saved = torch.autograd.graph.saved_tensors_hooks(note, lambda one: one)
-    with saved, torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):
         model(inputs)
-    assert not any(size[0] == ROWS for size in sizes if size)
     layers = [one for one in model.modules() if hasattr(one, "cast_input_dtype_enabled")]
     assert layers
     assert not any(one.cast_input_dtype_enabled for one in layers)
@@ -403,6 +422,18 @@ def test_pictures_that_do_not_come_back_are_an_error_with_both_numbers(monkeypat
         reader.read([*PROMPTS[:1], Prompt("one more", [picture("red")])])
 
 
+def test_a_package_that_a_processor_wants_only_for_pictures_is_named(monkeypatch):
+    mllm = qwen25_vl()
+    reader = mllm.base().reader(WORDING, "left", 96)
+
+    def wanting(self, **kinds):
+        raise ImportError("Package `num2words` is required. Install it with `pip install num2words`.")
+
+    monkeypatch.setattr(type(mllm.processor), "__call__", wanting)
+    with pytest.raises(PromptFitError, match=r"cannot read 3 posts with 4 pictures: .*pip install num2words"):
+        reader.read(PROMPTS)
+
+
 def test_a_chat_template_that_shows_no_pictures_is_an_error_with_both_numbers():
     whole, processor = llava_onevision()
     processor.chat_template = processor.chat_template.replace("<image>", "")
@@ -432,6 +463,13 @@ def test_a_package_that_a_processor_wants_is_named(tmp_path, monkeypatch):
         load_mllm(str(tmp_path))
     with pytest.raises(WeightsError, match="pip install num2words"):
         load_reader(tmp_path, str(tmp_path), WORDING, "left", 96)
+
+
+@pytest.mark.parametrize("kinds", [{"dtype": "bfloat16"}, {"album": "video"}])
+def test_what_the_model_without_a_download_cannot_is_refused_before_it_is_loaded(kinds, monkeypatch):
+    monkeypatch.setattr(smollm2_efficientnet, "load", lambda _: pytest.fail("it is loaded"))
+    with pytest.raises(WeightsError, match="smollm2_efficientnet has only"):
+        load_mllm(smollm2_efficientnet.NAME, **kinds)
 
 
 # ---- what a prompt leaves for a post ----------------------------------------------------------------------

@@ -350,19 +350,25 @@ def test_weights_of_another_architecture_are_refused(tmp_path, cpu, as_examples)
 # ---- pictures that cannot be read -----------------------------------------------------------------------
 
 
-def with_pictures(posts, folder, broken=()):
+def with_pictures(posts, folder, broken=(), videos=()):
+    """A picture each; that of `broken` ends too early, and in place of `videos` a video of rubbish."""
+    found = []
     for number, post in enumerate(posts):
         path = folder / f"{post.id}.png"
         picture("red").save(path)
         if number in broken:
             path.write_bytes(path.read_bytes()[:60])  # its header is good: only a step finds out
-    return [one._replace(pictures=(folder / f"{one.id}.png",)) for one in posts]
+        if number in videos:
+            path = path.with_suffix(".mp4")
+            path.write_bytes(b"no film" * 100)
+        found.append(post._replace(pictures=(path,)))
+    return found
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_and_training_goes_on(tmp_path, cpu, as_examples):
     def fresh():
         built = built_model(frames=Frames(1, 28, 28))
-        return built, with_pictures(as_examples(drawn_posts(32), built), tmp_path, broken=(3, 17))
+        return built, with_pictures(as_examples(drawn_posts(32), built), tmp_path, (3,), (17,))
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
@@ -375,7 +381,10 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_training_goes_on(tmp_path
     go(built, posts, whole, cpu, max_unread=2)
     rows = [json.loads(line) for line in (whole / QUARANTINE).read_text().splitlines()]
     assert sorted(row["id"] for row in rows) == ["p17", "p3"]
-    assert all("cannot be decoded" in row["reason"] for row in rows)
+    reasons = {row["id"]: row["reason"] for row in rows}
+    assert "p3.png" in reasons["p3"]
+    assert "cannot be decoded" in reasons["p3"]
+    assert "p17.mp4: cannot be read as a video" in reasons["p17"]
 
     # left out, not learned from: a training that was cut off meets them again, and notes them once
     built, posts = fresh()
@@ -385,6 +394,51 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_training_goes_on(tmp_path
     go(built, posts, broken, cpu, max_unread=2)
     assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert len((broken / QUARANTINE).read_text().splitlines()) == 2
+
+
+def test_a_second_start_tolerates_no_more_and_what_was_mended_counts_no_longer(tmp_path, cpu, as_examples):
+    """Two posts too many: neither what was noted nor what was saved lets a second start pass."""
+
+    def begin(**kinds):
+        built = built_model(frames=Frames(1, 28, 28))
+        posts = with_pictures(as_examples(drawn_posts(16), built), tmp_path, **kinds)
+        go(built, posts, tmp_path, cpu, epochs=1, max_unread=1, save_every=1)
+
+    def noted():
+        return sorted(json.loads(line)["id"] for line in (tmp_path / QUARANTINE).read_text().splitlines())
+
+    (tmp_path / QUARANTINE).write_text('{"kind": "row", "id": "bad"}\n')
+    for _ in range(2):
+        with pytest.raises(QuarantineError, match=r"2 posts have pictures .* at most 1 are"):
+            begin(broken=(3, 12))
+        assert noted() == ["bad", "p12", "p3"]
+    begin(broken=(12,))
+    assert noted() == ["bad", "p12"]
+
+
+def test_posts_that_several_processes_cannot_read_count_together_and_once(tmp_path, cpu, monkeypatch):
+    others = [("p1", "broken"), ("p2", "broken")]
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, *others])
+    unread = training.Unread(tmp_path / QUARANTINE, 1, cpu, posts=(), collator=built_model().collator)
+    unread.add("p1", "broken")
+    with pytest.raises(QuarantineError, match="2 posts have pictures"):
+        unread.share()
+    rows = [json.loads(line) for line in (tmp_path / QUARANTINE).read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["p1", "p2"]
+
+
+def test_validation_posts_of_which_none_of_a_class_can_be_read_are_found_before_the_first_step(tmp_path, cpu):
+    place = training_folder(tmp_path, posts=20, frames=1)
+    (place / "broken.png").write_bytes((place / "red.png").read_bytes()[:60])
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    rows = [row | ({"images": ["broken.png"]} if row["label"] == "rude" else {}) for row in rows]
+    (place / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [f'data.task="{place / "task.toml"}"', "data.max_bad_share=1.0"]
+    with pytest.raises(DataError, match=r"validation posts are 'rude', and the pictures of none can be read"):
+        train_agentps(
+            place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
+        )
+    assert not (place / "model" / "losses.jsonl").exists()
 
 
 def test_a_post_that_cannot_be_read_gives_no_gradient(tmp_path, cpu, as_examples):

@@ -105,6 +105,16 @@ def test_one_annotated_post_in_sixteen_weighs_as_its_final_answer_does():
     assert process == pytest.approx(16 * final)
 
 
+def test_fewer_than_one_expected_answer_a_step_divides_and_none_does_not():
+    logits, answered = [torch.tensor([[0.3, -0.7]])], [torch.tensor([[1.0, 0.0]])]
+
+    def loss(denominator, targets):
+        return process_loss(logits, targets, denominators=[denominator]).loss.item()
+
+    assert loss(0.32, answered) == pytest.approx(loss(1.0, answered) / 0.32)
+    assert loss(0.0, [torch.zeros(1, 2)]) == 0.0
+
+
 def test_a_bounded_loss_has_the_value_of_its_parts_and_the_gradient_of_the_whole():
     """Signed targets in parts: what is clipped is decided by the sums over all of them."""
     generator = torch.Generator().manual_seed(0)
@@ -165,6 +175,8 @@ def test_signed_targets_give_the_unbiased_loss_of_a_reviewed_post():
         ([math.nan, 1, 1], None),
         (None, [1.0]),
         (None, [1, math.inf, 1]),
+        (None, [1, math.nan, 1]),
+        (None, [1, 1, -1]),
     ],
 )
 def test_settings_that_cannot_be(weights, denominators):
