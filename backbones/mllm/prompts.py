@@ -41,7 +41,7 @@ class Turns(NamedTuple):
     after: str
 
 
-ONE_TURN = Turns(" ", "\n")
+ONE_TURN = Turns("", "")  # the answer token parts the questions by itself
 
 
 class Prompt(NamedTuple):

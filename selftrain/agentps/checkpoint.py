@@ -46,7 +46,7 @@ from selftrain.store.run_dir import RunFolder
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
 VALIDATION, METRICS = "validation.jsonl", "metrics.json"
-FORMAT = 3
+FORMAT = 4
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
 HEADS = "answer_heads/model.safetensors"

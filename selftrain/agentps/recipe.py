@@ -85,7 +85,7 @@ class ModelSection(Section):
     fed: bool = False  # the final head hears what the process heads say, not their state alone
     policy: bool = False  # put the task's policy before every post
     # of prompt and text together, images aside; published: 256 with a prompt of 60. Every shipped task leaves
-    # a post 196 so; with the policy before it they want up to 495
+    # a post 196 so; with the policy before it they want up to 485
     max_tokens: int = Field(384, ge=16, le=32_768)
     padding: Padding = "left"
     album: Album = "images"  # give a hub's model several pictures as images or as one video
