@@ -577,6 +577,12 @@ class _Work(NamedTuple):
             precision=precision, limit=training.vision_cache_gb * 1e9,
         )  # fmt: skip
 
+    def load_best(self) -> None:
+        """Put the weights that are kept into the model, which computes as for whoever opens it."""
+        checkpoint.load_weights(self.built.model, self.out / WEIGHTS)
+        if self.recipe.training.attention != "auto":  # thresholds are set on these products
+            set_attention(self.built.base.module, "auto")
+
     def undress(self) -> None:
         """Take off what training laid around the model: its answers are computed as a fresh process would."""
         self.accelerator.unwrap_model(self.built.model, keep_fp32_wrapper=False)
@@ -646,9 +652,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     )  # fmt: skip
 
     # ---- the best weights again, measured with intervals -------------------------------------------------
-    checkpoint.load_weights(built.model, out / WEIGHTS)
-    if training.attention != "auto":  # thresholds are set on what whoever opens the model computes
-        set_attention(built.base.module, "auto")
+    work.load_best()
     final = work.scored(validation)
     if accelerator.is_main_process:
         work.write(results, final, found.task, {"identity": identity})

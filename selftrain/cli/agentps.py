@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from selftrain._util.deferred import deferred
-from selftrain._util.types import Json
 from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import argument, option, read_pairs, several
@@ -29,7 +28,6 @@ from selftrain.cli.printing import (
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
-from selftrain.store.run_dir import read_jsonl
 
 with deferred():
     from backbones import loading
@@ -44,8 +42,10 @@ with deferred():
     from selftrain.report import left_out as quarantined
     from selftrain.report import model_page, model_records
     from selftrain.serving import row_source, row_stream, streams
+    from selftrain.store import run_dir
 
 if TYPE_CHECKING:
+    from selftrain._util.types import Json
     from selftrain.models.predictor import Predictor
 
 app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")
@@ -309,7 +309,7 @@ def _measure(
     model_page.write_report(out, out / "report.html")
     if left_out.exists():
         typed = quarantined.LeftOutRow.from_json
-        listed = [row for row in read_jsonl(left_out) if typed(row).kind != manifests.NOTE]
+        listed = [row for row in run_dir.read_jsonl(left_out) if typed(row).kind != manifests.NOTE]
         list_left_out(listed, len(listed), left_out)
 
 
