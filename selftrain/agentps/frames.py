@@ -21,6 +21,7 @@ from PIL.Image import Image
 
 from backbones.images import MAX_PIXELS, open_image
 from selftrain.errors import MediaError
+from selftrain.store.checksums import digest_of
 
 SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"})
 MAX_SECONDS = 3600
@@ -83,10 +84,10 @@ def frame_keys(pictures: Sequence[Path], frames: Frames) -> list[bytes]:
     """
     try:
         if len(pictures) == 1 and is_video(pictures[0]):
-            video = hashlib.sha256(pictures[0].read_bytes()).digest()
+            video = bytes.fromhex(digest_of(pictures[0]))
             return [hashlib.sha256(video + bytes([i])).digest() for i in range(frames.count)]
         places = chosen(len(pictures), frames.count, repeat=frames.repeat)
-        found = {place: hashlib.sha256(pictures[place].read_bytes()).digest() for place in set(places)}
+        found = {place: bytes.fromhex(digest_of(pictures[place])) for place in set(places)}
     except OSError as error:
         raise MediaError(f"{error.filename}: {error.strerror}. Check the manifest's paths") from error
     return [found[place] for place in places]
