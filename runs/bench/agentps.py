@@ -290,7 +290,7 @@ def _epochs_table(figures: Figures, cells: Cells, methods: Sequence[str]) -> Ite
         told = (
             f"{metric} {fmean(one):.2f} ({max(one):.2f})" for metric, one in zip(METRICS, lost, strict=True)
         )
-        yield f"{rule:<24}" + "  ".join(told)
+        yield f"{rule:<{max(map(len, NAMES))}}  " + "  ".join(told)
 
 
 def _spread(values: Mapping[tuple[str, int], float]) -> str:

@@ -18,7 +18,7 @@ from selftrain._util.object_urls import local_path
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.data.manifest import ManifestReport, read_manifest
-from selftrain.data.model_answers import ORIGIN, PROVENANCE, answer_table
+from selftrain.data.model_answers import ORIGIN, PROVENANCE, answer_table, by_people
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column, require
 from selftrain.data.task import Question, Task, load_task
@@ -298,17 +298,16 @@ def _labelled(
     """Return what is learned from, less what validates; pseudo-labels are worth what is said of them."""
     ids = {post.id for post in validation}
     kept = [post for post in train if post.id not in ids]
-    soft = {post.id: _soft_target(post, task.names, sources.soft_target) for post in kept if _is_pseudo(post)}
+    soft = {
+        post.id: _soft_target(post, task.names, sources.soft_target)
+        for post in kept
+        if post.label is not None and not by_people(post)
+    }
     return LabelledPosts(task, kept, validation, quarantine, soft)
 
 
-def _is_pseudo(post: Post) -> bool:
-    """Return whether the label was accepted by a run, as its grown dataset says; else it is a person's."""
-    return answer_table(post, ORIGIN).get("source") == "pseudo-label"
-
-
 def _soft_target(post: Post, names: Sequence[str], without: float) -> Target:
-    """Return the posterior of a pseudo-label [K], or a target of `without` where the run had none.
+    """Return the posterior of a machine's label [K], or a target of `without` where there is none.
 
     DataError: what stands there is no posterior over these classes.
     """
@@ -330,7 +329,7 @@ def _is_prob(value: object) -> bool:
 
 def _draw_validation(posts: Iterable[Post], share: float, seed: int) -> list[Post]:
     """Draw a share of what people labelled of each class to validate on, at least one; in their order."""
-    known = [post for post in posts if not _is_pseudo(post)]
+    known = [post for post in posts if by_people(post)]
     generator = np.random.default_rng([seed, 1])
     chosen: set[str] = set()
     for label in dict.fromkeys(post.label for post in known):

@@ -322,7 +322,7 @@ class Unread:
         self._reasons = dict[str, str]()
         self.new = dict[str, str]()  # post id -> why, met by this process since the last `share`
         noted = {str(row["id"]) for row in rows if row["kind"] == "picture"}
-        for post in posts if noted else ():
+        for post in posts:
             if post.id in noted and (found := collator.read([post]).unread):
                 self.add(post.id, found[0])
         if noted:

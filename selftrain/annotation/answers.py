@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 
 from agents.ask.questioner import QuestionAnswer
 from agents.judgment import State, rounded
-from selftrain.data.model_answers import DIRECT, MISSING, MODEL, ORIGIN, PROVENANCE, answer_table
+from selftrain.data.model_answers import DIRECT, MISSING, MODEL, PROVENANCE, answer_table, by_people
 from selftrain.data.posts import Post
 from selftrain.data.task import Question
 
 FINAL = "final question"
 """The name of the final question, asked directly; no ancillary question may have it."""
 
-PEOPLE = ("label", "human")
-"""Sources of a grown dataset's labels that people gave."""
 UNSURE = "the model cannot tell"
 
 
@@ -80,8 +78,7 @@ def known_answers(post: Post) -> KnownAnswers:
             known[name] = answer
     if direct := answer_table(post, DIRECT):
         model[FINAL] = direct
-    # a grown dataset says where its labels come from: pseudo-labels are nobody's word
-    if post.label is not None and answer_table(post, ORIGIN).get("source", "label") in PEOPLE:
+    if post.label is not None and by_people(post):
         known[FINAL] = post.label
     return KnownAnswers(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
 

@@ -25,6 +25,15 @@ ORIGIN = "provenance"
 PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
 
 
+MACHINES = ("pseudo-label", "machine")
+"""Sources of a label that no person gave: a run that accepted it, a labelling that was reviewed in part."""
+
+
+def by_people(post: Post) -> bool:
+    """Return whether a person gave the label; so it is where the post does not say that a machine did."""
+    return answer_table(post, ORIGIN).get("source") not in MACHINES
+
+
 def answer_table(post: Post, name: str) -> Mapping[str, Any]:
     """Return an extra field that is a table, of JSON text in CSV; ManifestError: it is something else."""
     value = post.extra.get(name, {})

@@ -311,18 +311,19 @@ def test_a_grown_dataset_by_itself_is_worth_what_it_is_in_its_run(tmp_path):
     rows = [grown_row(n, name, "label") for n, name in enumerate(FOUR.names * 5)]
     rows += [grown_row(n, "rude", "pseudo-label", {"probs": probs}) for n in range(20, 40)]
     rows += [grown_row(40, "odd", "pseudo-label"), grown_row(41, "odd", "human")]
+    rows += [grown_row(42, "odd", "machine"), grown_row(43, "dull", "another tool")]
     (tmp_path / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = SourceSettings(
         manifest=tmp_path / "grown.jsonl", task=tmp_path / "task.toml", validation_share=0.4, soft_target=0.7
     )
     found = load_posts(sources, 0)
-    people = {f"p{n}" for n in (*range(20), 41)}
+    people = {f"p{n}" for n in (*range(20), 41, 43)}
     assert {post.id for post in found.validation} < people
     assert len(found.validation) == 8
     train, _ = found.examples(question_set(FOUR, "vanilla"))
     targets = {one.id: one.targets[-1].tolist() for one in train}
     assert targets["p20"] == pytest.approx([0.5, 0.05, 0.4, 0.05])
-    assert targets["p40"] == pytest.approx([0.1, 0.1, 0.7, 0.1])
+    assert targets["p40"] == targets["p42"] == pytest.approx([0.1, 0.1, 0.7, 0.1])
     assert all(sorted(targets[i]) == [0, 0, 0, 1] for i in people & targets.keys())
 
 
