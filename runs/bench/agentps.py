@@ -5,6 +5,7 @@ pairs    1,000 pairs of HSOL's tweets, "exactly one is offensive"
 ordered  1,000 pairs, "the first is offensive and the second is not"
 severity HarMeme, image and words, 2,000 posts; its process label is the severity
 speed    prediction of agentps against vanilla; training against transformers' Trainer
+padding  share of the tokens computed that pad, on any machine
 served   scores with a vLLM server for the language model, against transformers (needs `make vllm`)
 gpu      LLaVA-OneVision 0.5B, random weights, 16 pictures: posts a second, memory, share of the card's rate
 reading  what reading such albums can feed, and their tokens, on any machine
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from runs.bench.agentps_study import Drawn
 
 STUDY = "agentps"
-PARTS = ("pairs", "ordered", "memes", "severity", "speed", "served", "gpu", "reading")
+PARTS = ("pairs", "ordered", "memes", "severity", "speed", "padding", "served", "gpu", "reading")
 ABLATION = ("vanilla", "vanilla, asked", "multitask", "multitask, asked", "agentps")
 BESIDE = ("multitask, fed", "agentps, rounds", "agentps, fed")
 LABELS = ("agentps, soft", "agentps, 20 % wrong", "agentps, 40 % wrong", "agentps, a quarter")
@@ -58,6 +59,7 @@ TRAINED = (
 )
 MEASURED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "speed": ("fhm_text", ("prediction", "training")),
+    "padding": ("fhm_text", ("padding",)),
     "served": ("fhm_text", ("served",)),
     "gpu": ("drawn albums", ("llava-onevision 0.5B, random weights",)),
     "reading": ("drawn albums", ("reading, llava-onevision",)),
@@ -236,7 +238,13 @@ def _measure_once(part: str, method: str, data: Path) -> dict[str, float]:
         return served(data)
     from runs.bench import agentps_speed
 
-    return agentps_speed.prediction(data) if method == "prediction" else agentps_speed.training()
+    match method:
+        case "prediction":
+            return agentps_speed.prediction(data)
+        case "padding":
+            return agentps_speed.padding(data)
+        case _:
+            return agentps_speed.training()
 
 
 def _no_gpu(device: str) -> str:

@@ -1,4 +1,7 @@
-"""How fast: prediction with questions beside prediction without, training beside transformers' Trainer."""
+"""How fast: prediction with questions beside prediction without, training beside transformers' Trainer.
+
+And how much of what training computes is padding.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ import numpy as np
 import torch
 
 from backbones.mllm.base import Mllm
+from selftrain._util.types import IntArray
 from selftrain.agentps import checkpoint
 from selftrain.agentps.dataset import Example, question_set
 from selftrain.agentps.evaluate import score
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import Built, assemble, build
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings
-from selftrain.agentps.train import train
+from selftrain.agentps.train import Order, share_of_step, train
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers.base import Record
@@ -70,6 +74,37 @@ def training() -> dict[str, float]:
         seen = _with_pictures(posts[: BATCH * 2], Path(folder))
         ratios = paired(lambda who: 1 / _train(who, seen, epochs=PICTURE_EPOCHS), "ours", "trainer")
     return result | spread("throughput ratio, one picture, features kept", ratios)
+
+
+def padding(data: Path) -> dict[str, float]:
+    """Share of the tokens computed in an epoch that pad, as recipes begin and with posts drawn as they come.
+
+    Hateful Memes' words, and HarMeme's words with a picture each. Long albums are computed one by one.
+    """
+    texts = [r.text for r in memes.read(data / "fhm_text").records if isinstance(r, Record)]
+    words = [Example(str(i), text, (), ()) for i, text in enumerate(texts)]
+    pictures = read_manifest(data / "harmeme" / "train.jsonl").posts
+    seen = [Example(post.id, post.text, post.images, ()) for post in pictures]
+    defaults, result = TrainingSettings(), dict[str, float]()
+    one_picture = Frames(count=1, repeat=False)
+    for name, posts, frames in (("words", words, None), ("one picture", seen, one_picture)):
+        asked = question_set(memes.TASK, "agentps")
+        collator = assemble(ModelSettings(frames=frames), asked, tiny_mllm()).collator
+        order = Order(collator.lengths(posts), defaults.batch_size, seed=0)
+        sorted_parts = [part for step in order.epoch(0) for part in share_of_step(step, 0, 1, defaults.part)]
+        shuffled = np.random.default_rng(0).permutation(len(posts))
+        for how, parts in (
+            ("", sorted_parts),
+            (", as they come", np.array_split(shuffled, len(sorted_parts))),
+        ):
+            result[f"padding, {name}{how}"] = _padding(order.lengths, parts)
+    return result
+
+
+def _padding(lengths: IntArray, parts: Sequence[IntArray]) -> float:
+    """Return the share of padding where each part is as long as its longest post."""
+    computed = sum(len(part) * int(lengths[part].max()) for part in parts)
+    return 1 - int(lengths.sum()) / computed
 
 
 def spread(name: str, ratios: list[float]) -> dict[str, float]:

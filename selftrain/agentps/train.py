@@ -51,8 +51,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
 
-# posts of so many steps are sorted by length together: batches waste little, and an epoch stays well shuffled
-_SORTED_STEPS = 8
+# posts of so many steps are sorted by length together, a quarter of an epoch at most: little of what is
+# computed pads, and posts meet others in the next epoch
+_SORTED_STEPS = 32
 
 
 # ---- which posts make up a step -------------------------------------------------------------------------
@@ -74,7 +75,7 @@ class Order:
         generator = np.random.default_rng([self._seed, number])
         shuffled = generator.permutation(len(self.lengths))
         batches: list[IntArray] = []
-        stretches = max(self.steps_per_epoch // _SORTED_STEPS, 1)
+        stretches = max(self.steps_per_epoch // _SORTED_STEPS, min(self.steps_per_epoch, 4))
         sizes = [len(part) for part in np.array_split(shuffled, self.steps_per_epoch)]
         start = 0
         for steps in np.array_split(np.arange(self.steps_per_epoch), stretches):
