@@ -32,7 +32,7 @@ from backbones.mllm.prompts import ANSWER_TOKEN, Inputs, Prompt, Reader, Words
 from backbones.prefetch import prefetch, read_ahead, workers_for
 from losses.process import process_loss
 from runs.bench.agentps_speed import plain_training
-from selftrain.agentps import train as training
+from selftrain.agentps import steps
 from selftrain.agentps.dataset import Example, question_set
 from selftrain.agentps.evaluate import score
 from selftrain.agentps.frames import Frames
@@ -211,14 +211,14 @@ def _timed(
 @contextmanager
 def _steps() -> Iterator[list[tuple[int, float]]]:
     """Note the posts of each step and when it ends, which is when its numbers have come from the device."""
-    found, whole = list[tuple[int, float]](), training._Stepper.gradients
+    found, whole = list[tuple[int, float]](), steps._Stepper.gradients
 
     def noted(stepper: Any, batch: Any) -> Any:  # noqa: ANN401 -- as the method
         losses = whole(stepper, batch)
         found.append((len(batch), time.perf_counter()))
         return losses
 
-    with patch.object(training._Stepper, "gradients", noted):
+    with patch.object(steps._Stepper, "gradients", noted):
         yield found
 
 
@@ -368,7 +368,7 @@ def _reading(built: Built, *, processes: bool) -> Iterator[None]:
 
     with (
         _locked(built.collator),
-        patch.object(training, "read_ahead", by_threads),
+        patch.object(steps, "read_ahead", by_threads),
         patch("selftrain.agentps.evaluate.read_ahead", by_threads),
     ):
         yield

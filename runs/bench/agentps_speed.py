@@ -24,7 +24,7 @@ from selftrain.agentps.evaluate import score
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import Built, assemble, build
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings
-from selftrain.agentps.train import Order, share_of_step, train
+from selftrain.agentps.steps import Order, share_of_step, train
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers.base import Record

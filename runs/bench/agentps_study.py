@@ -26,7 +26,8 @@ from selftrain.agentps.evaluate import ScoredPost, headline, question_scores, sc
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble
 from selftrain.agentps.recipe import Divisor, ModelSettings, TrainingSettings
-from selftrain.agentps.train import make_accelerator, train
+from selftrain.agentps.steps import train
+from selftrain.agentps.train import make_accelerator
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers import hsol
 from selftrain.data.importers.base import Record

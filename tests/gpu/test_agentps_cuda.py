@@ -14,7 +14,8 @@ from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import example
 from selftrain.agentps.evaluate import headline, score
 from selftrain.agentps.recipe import TrainingSettings
-from selftrain.agentps.train import make_accelerator, train
+from selftrain.agentps.steps import train
+from selftrain.agentps.train import make_accelerator
 
 pytestmark = pytest.mark.gpu
 

@@ -16,6 +16,7 @@ from mllm_families import Family, llava_onevision, picture
 from transformers import PreTrainedModel
 
 from losses.process import process_loss
+from selftrain.agentps import steps
 from selftrain.agentps import train as training
 from selftrain.agentps.checkpoint import MERGED, PROGRESS, WEIGHTS, load, load_weights, trained
 from selftrain.agentps.checkpoint import TASK as TASK_FILE
@@ -25,14 +26,8 @@ from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, part_sizes, stack_targets
 from selftrain.agentps.predict import predict
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings, load_agentps_recipe
-from selftrain.agentps.train import (
-    QUARANTINE,
-    Order,
-    make_accelerator,
-    share_of_step,
-    train,
-    train_agentps,
-)
+from selftrain.agentps.steps import QUARANTINE, Order, share_of_step, train
+from selftrain.agentps.train import make_accelerator, train_agentps
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
 from selftrain.errors import (
@@ -419,7 +414,7 @@ def test_a_second_start_tolerates_no_more_and_what_was_mended_counts_no_longer(t
 def test_posts_that_several_processes_cannot_read_count_together_and_once(tmp_path, cpu, monkeypatch):
     others = [("p1", "broken"), ("p2", "broken")]
     monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, *others])
-    unread = training.Unread(tmp_path / QUARANTINE, 1, cpu, posts=(), collator=built_model().collator)
+    unread = steps.Unread(tmp_path / QUARANTINE, 1, cpu, posts=(), collator=built_model().collator)
     unread.add("p1", "broken")
     with pytest.raises(QuarantineError, match="2 posts have pictures"):
         unread.share()
@@ -489,7 +484,7 @@ def test_what_a_loss_is_divided_by(tmp_path, cpu, as_examples, divisor, expected
     posts = as_examples([replace(post, process={}) for post in drawn_posts(16)], built)
     answer = np.array([1, 0], np.float32)
     posts = [one._replace(targets=(answer, *one.targets[1:])) for one in posts[:8]] + posts[8:]
-    stepper = training._Stepper(
+    stepper = steps._Stepper(
         built, posts, Order([5] * 16, 8, 0), settings=FAST.model_copy(update={"divisor": divisor}), seed=0,
         signed=False, folder=tmp_path, max_unread=0, validate=dict, accelerator=cpu,
     )  # fmt: skip
