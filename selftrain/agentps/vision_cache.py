@@ -25,7 +25,7 @@ from backbones.base import FeatureLayout
 from backbones.mllm.base import Mllm
 from backbones.mllm.vision import takes_features
 from selftrain.agentps.frames import Frames, frame_keys
-from selftrain.data.feature_store import FeatureStore
+from selftrain.data.feature_store import KEY_BYTES, FeatureStore
 from selftrain.errors import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -103,18 +103,20 @@ class VisionCache:
             rows = rows.float()
         name = f"{'x'.join(map(str, rows.shape[1:]))}-{str(rows.dtype).removeprefix('torch.')}"
         words = rows.reshape(len(keys), -1).view(torch.float32).numpy()
+        wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
         store = self._store(name)
         with store.writing():
-            begin = len(store.index())
-            self._full = (begin + len(keys)) * words[0].nbytes > self._limit
+            new = store.find(wanted) < 0  # another process may have kept some of them by now
+            taken = sum(file.stat().st_size for file in self._folder.glob("*/*"))
+            self._full = taken + words[new].nbytes > self._limit
             if self._full:
                 logger.warning(
                     "%s is full: it may take training.vision_cache_gb = %g; further pictures are computed in"
                     " every epoch", self._folder, self._limit / 1e9,
                 )  # fmt: skip
                 return
-            store.append(keys, words)
-        self._known |= {key: (name, begin + i) for i, key in enumerate(keys)}
+            store.append([keys[place] for place in np.flatnonzero(new)], words[new])
+        self._known |= {key: (name, row) for key, row in zip(keys, store.find(wanted).tolist(), strict=True)}
 
     def _store(self, name: str) -> FeatureStore:
         if name not in self._stores:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from agentps_helpers import TASK, tiny_embedded, training_folder
 from mllm_families import FAMILIES, picture
 
@@ -98,6 +99,27 @@ def test_beyond_its_limit_nothing_is_kept_and_all_is_computed(posts, tmp_path, c
     np.testing.assert_allclose(answers(built, posts), before, atol=1e-5)
     assert not cache.knows(cache.keys(posts[0].pictures))
     assert len([one for one in caplog.records if "vision_cache_gb" in one.message]) == 1
+
+
+def test_what_two_processes_keep_at_once_is_kept_once_and_found(posts, tmp_path):
+    built = built_with_pictures("smollm2_efficientnet", "images")
+    one, other = cached(built, tmp_path), cached(built, tmp_path)
+    keys = [bytes([i]) * 32 for i in range(4)]
+    rows = [torch.full((1, 4, 6), float(i)) for i in range(4)]
+    one.add(keys[:2], rows[:2])
+    other.add(keys[1:3], rows[1:3])
+    other.add(keys[3:], rows[3:])
+    for cache in (other, cached(built, tmp_path)):
+        assert [cache.read([key]).unique().tolist() for key in keys[1:]] == [[1.0], [2.0], [3.0]]
+    (file,) = tmp_path.glob("*/*/rows.f32")
+    assert file.stat().st_size == sum(row.nbytes for row in rows)
+
+
+def test_the_limit_is_of_pictures_of_every_number_of_tokens_together(posts, tmp_path):
+    cache = cached(built_with_pictures("smollm2_efficientnet", "images"), tmp_path, limit=8000)
+    for tokens in range(1, 9):
+        cache.add([bytes([tokens]) * 32], [torch.zeros(1, tokens, 100)])
+    assert 4000 < sum(file.stat().st_size for file in tmp_path.rglob("*.*")) <= 8000
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_beside_known_ones(posts, tmp_path):
