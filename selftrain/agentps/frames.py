@@ -66,7 +66,7 @@ def load_frames(pictures: Sequence[Path], frames: Frames) -> list[Image]:
     Raises:
         ImageError, MediaError: A picture, or a video, that cannot be read; the message names it.
     """
-    if len(pictures) == 1 and is_video(pictures[0]):
+    if _is_one_video(pictures):
         return read_frames(
             pictures[0], frames.count, max_pixels=frames.max_pixels, fit=lambda image: _fit(image, frames)
         )
@@ -77,13 +77,20 @@ def load_frames(pictures: Sequence[Path], frames: Frames) -> list[Image]:
     return [opened[place] for place in places]
 
 
+def count_frames(pictures: Sequence[Path], frames: Frames) -> int:
+    """Return how many frames `load_frames` gives."""
+    if _is_one_video(pictures):
+        return frames.count
+    return len(chosen(len(pictures), frames.count, repeat=frames.repeat))
+
+
 def frame_keys(pictures: Sequence[Path], frames: Frames) -> list[bytes]:
     """Return what each frame of `load_frames` is made of: SHA-256 of its picture's bytes, or of its video's.
 
     MediaError: a file that cannot be read.
     """
     try:
-        if len(pictures) == 1 and is_video(pictures[0]):
+        if _is_one_video(pictures):
             video = bytes.fromhex(digest_of(pictures[0]))
             return [hashlib.sha256(video + bytes([i])).digest() for i in range(frames.count)]
         places = chosen(len(pictures), frames.count, repeat=frames.repeat)
@@ -96,6 +103,10 @@ def frame_keys(pictures: Sequence[Path], frames: Frames) -> list[bytes]:
 def _fit(image: Image, frames: Frames) -> Image:
     """Return `image` in the middle of a frame of the wanted size."""
     return ImageOps.pad(image, (frames.width, frames.height), color=(128, 128, 128))
+
+
+def _is_one_video(pictures: Sequence[Path]) -> bool:
+    return len(pictures) == 1 and is_video(pictures[0])
 
 
 def is_video(path: Path) -> bool:
@@ -136,6 +147,11 @@ class _Video:
             raise MediaError(f"{path}: there is no video in it; expected a video stream")
         self._path, self._container, self._max_pixels, self._fit = path, container, max_pixels, fit
         self._stream = container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise MediaError(
+                f"{path}: nothing here decodes its video; expected a usual codec, H.264 for instance. Save it"
+                " anew (`ffmpeg -i OLD NEW`), or drop it from the manifest"
+            )
         self._decoded = self._pixels = 0
         self._check_size(self._stream)
         # a size that changes in mid-stream is refused before there is memory for it; decoders pad what they

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from backbones.mllm.load import load_mllm
 from backbones.mllm.prompts import Inputs, Prompt, Reader
 from backbones.mllm.vision import Features, without_pixels
 from selftrain.agentps.dataset import Example, QuestionSet, question_set
-from selftrain.agentps.frames import Frames, load_frames
+from selftrain.agentps.frames import Frames, count_frames, load_frames
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import Task
@@ -49,28 +50,29 @@ class Collator:
 
     def read(self, examples: Sequence[Example]) -> CollatedPosts:
         """Return the model's inputs, and which posts could not be read; raises as `Reader.read`."""
-        prompts, unread = [], dict[int, str]()
-        keys = dict[int, list[bytes]]()
+        prompts = [Prompt(one.text) for one in examples]
+        keys, unread = dict[int, list[bytes]](), dict[int, str]()
         for place, one in enumerate(examples):
-            try:
+            with _noting(unread, place):
                 if self.cache is not None and self.frames is not None and one.pictures:
                     keys[place] = self.cache.keys(one.pictures)
-                prompts.append(self._prompt(one, keys.get(place)))
-            except (ImageError, MediaError) as error:
-                unread[place] = str(error)
-                keys.pop(place, None)
-                prompts.append(Prompt(one.text))
+                prompts[place] = self._prompt(one, keys.get(place))
+        keys = {place: found for place, found in keys.items() if place not in unread}
         if self.cache is None or not keys:
             return CollatedPosts(self.reader.read(prompts), unread)
-        every = tuple(key for place in sorted(keys) for key in keys[place])
+        every = _joined(keys)
         if self.cache.knows(every):
             # blank pictures of the same size take the places that the features go to
             read = without_pixels(self.reader.read(prompts), self.cache.read(every))
             return CollatedPosts(read, unread)
-        for place in keys:
-            if self.cache.knows(keys[place]):  # beside pictures that have to be computed
-                prompts[place] = self._prompt(examples[place], None)
-        return CollatedPosts(self.reader.read(prompts), unread, every)
+        new = dict[int, list[bytes]]()
+        for place, found in keys.items():
+            with _noting(unread, place):
+                if self.cache.knows(found):  # beside pictures that have to be computed
+                    prompts[place] = Prompt(examples[place].text)
+                    prompts[place] = self._prompt(examples[place], None)
+                new[place] = found
+        return CollatedPosts(self.reader.read(prompts), unread, _joined(new))
 
     def keep(self, collated: CollatedPosts, features: Features | None) -> None:
         """Keep what the model made of pictures, if that is wanted."""
@@ -90,9 +92,7 @@ class Collator:
         return Image.new("RGB", (self.frames.width, self.frames.height))
 
     def _count(self, one: Example) -> int:
-        if self.frames is None or not one.pictures:
-            return 0
-        return self.frames.count if self.frames.repeat else min(self.frames.count, len(one.pictures))
+        return 0 if self.frames is None else count_frames(one.pictures, self.frames)
 
     def _prompt(self, one: Example, keys: Sequence[bytes] | None) -> Prompt:
         if self.frames is None:
@@ -100,6 +100,19 @@ class Collator:
         if keys is not None and self.cache is not None and self.cache.knows(keys):
             return Prompt(one.text, [self._blank()] * self._count(one))
         return Prompt(one.text, load_frames(one.pictures, self.frames))
+
+
+def _joined(keys: Mapping[int, Sequence[bytes]]) -> tuple[bytes, ...]:
+    return tuple(key for found in keys.values() for key in found)
+
+
+@contextmanager
+def _noting(unread: dict[int, str], place: int) -> Iterator[None]:
+    """Note, in place of raising it, why a post's pictures cannot be read."""
+    try:
+        yield
+    except (ImageError, MediaError) as error:
+        unread[place] = str(error)
 
 
 def part_sizes(lengths: Sequence[int], posts: int, tokens: int | None) -> list[int]:

@@ -163,7 +163,7 @@ def test_a_post_with_a_video_gives_frames_of_the_wanted_size(tmp_path):
     assert [one.size for one in frames] == [(30, 30)] * 4
 
 
-@pytest.mark.parametrize("case", ["no file", "no video", "large", "playlist"])
+@pytest.mark.parametrize("case", ["no file", "no video", "large", "playlist", "codec"])
 def test_videos_that_are_refused(tmp_path, case):
     path = tmp_path / "film.mp4"
     if case == "no video":
@@ -172,5 +172,8 @@ def test_videos_that_are_refused(tmp_path, case):
         film(path, 3, size=(640, 480))
     elif case == "playlist":
         path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n")
-    with pytest.raises(MediaError, match=r"film\.mp4: "):
+    elif case == "codec":
+        path = film(tmp_path / "film.mkv", 3)
+        path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_NOBODYS/CODEC"))
+    with pytest.raises(MediaError, match=r"film\.(mp4|mkv): "):
         read_frames(path, 4, max_pixels=100_000)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from agentps_helpers import TASK, tiny_embedded, training_folder
+from annotation_helpers import film
 from mllm_families import FAMILIES, picture
 
+from backbones.mllm.smollm2_efficientnet import IMAGE_TOKENS
 from selftrain.agentps import model as building
 from selftrain.agentps.checkpoint import WEIGHTS
 from selftrain.agentps.dataset import Example, question_set
@@ -19,7 +21,7 @@ from selftrain.agentps.model import assemble
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.agentps.train import train_agentps
 from selftrain.agentps.vision_cache import VisionCache
-from selftrain.errors import RecipeError
+from selftrain.errors import MediaError, RecipeError
 
 NO_VIDEO = {"Gemma-3", "Mistral-3", "LLaVA-NeXT", "LFM2-VL"}
 CASES = [("smollm2_efficientnet", "images")]
@@ -134,6 +136,41 @@ def test_a_picture_that_cannot_be_read_is_left_out_beside_known_ones(posts, tmp_
     assert "broken.png" in read.unread[1]
     assert "image_features" in read.inputs
     built.model(read.inputs)
+
+
+def test_a_known_picture_that_can_no_longer_be_decoded_is_left_out_beside_new_ones(
+    posts, tmp_path, monkeypatch
+):
+    built = built_with_pictures("smollm2_efficientnet", "images")
+    cached(built, tmp_path / "cache")
+    answers(built, posts[:1])
+    load = building.load_frames
+
+    def too_large(pictures, frames):
+        if pictures == posts[0].pictures:
+            raise MediaError("too large by now")
+        return load(pictures, frames)
+
+    monkeypatch.setattr(building, "load_frames", too_large)
+    read = built.collator.read([posts[0], posts[4]])
+    assert read.unread == {0: "too large by now"}
+    built.model.keeps_features = True
+    built.model(read.inputs)
+    built.collator.keep(read, built.model.features)
+    assert built.collator.cache.knows(built.collator.cache.keys(posts[4].pictures))
+
+
+def test_a_videos_frames_are_as_many_where_short_albums_stay_short(tmp_path):
+    film(tmp_path / "film.mp4")
+    post = Example("v", "moving", (tmp_path / "film.mp4",), ())
+    built = built_with_pictures("smollm2_efficientnet", "images", Frames(3, 60, 90, repeat=False))
+    (length,) = built.collator.lengths([post])
+    words = built.collator.lengths([post._replace(pictures=())])[0]
+    assert (length - words) == 3 * IMAGE_TOKENS
+    before = answers(built, [post])
+    cached(built, tmp_path / "cache")
+    for _ in range(2):
+        np.testing.assert_allclose(answers(built, [post]), before, atol=1e-5)
 
 
 def test_a_model_that_takes_no_features_says_so(tmp_path):
