@@ -238,4 +238,5 @@ class _Video:
 
     def _image(self, frame: Any) -> Image:  # noqa: ANN401
         picture: Image = frame.to_image()
-        return self._fit(picture.convert("RGB"))
+        # telephones film sideways, and say so
+        return self._fit(picture.convert("RGB").rotate(frame.rotation, expand=True))

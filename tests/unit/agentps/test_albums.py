@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 
 import av
@@ -107,6 +108,35 @@ def test_a_video_is_sampled_evenly_over_its_length(tmp_path):
     # the middles of eight stretches of ten frames
     assert levels == pytest.approx([5, 15, 25, 35, 45, 55, 65, 75], abs=1.6)
     assert all(one.size == (64, 48) for one in frames)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size", "bright"),
+    [
+        ((0, 1, -1, 0), (48, 64), (40, 32)),  # a quarter to the right, as of a telephone held upright
+        ((0, -1, 1, 0), (48, 64), (8, 32)),
+        ((-1, 0, 0, -1), (64, 48), (32, 40)),
+        ((1, 0, 0, 1), (64, 48), (32, 8)),
+    ],
+)
+def test_a_video_is_shown_upright_as_its_header_says(tmp_path, matrix, size, bright):
+    path, first = tmp_path / "film.mp4", Image.new("RGB", (64, 48))
+    first.paste((255, 255, 255), (0, 0, 64, 16))  # bright at the top
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_image(first)))
+        container.mux(stream.encode())
+
+    def laid_out(a, b, c, d):
+        return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+    before, found, after = path.read_bytes().rpartition(laid_out(1, 0, 0, 1))
+    assert found
+    path.write_bytes(before + laid_out(*matrix) + after)
+    [frame] = read_frames(path, 1, max_pixels=10_000)
+    assert frame.size == size
+    assert np.asarray(frame).mean() < 128 < np.asarray(frame)[bright[1], bright[0]].mean()
 
 
 LIVE = {"live": "1"}  # written as it comes: a header without a length
