@@ -92,11 +92,13 @@ class Words:
         turns: Turns = ONE_TURN,
     ) -> None:
         self._tokenizer = tokenizer
-        self._wording = wording
         self._turns = turns
         # what it takes for a single token wherever it stands, longest first
         added = [text for text in tokenizer.get_added_vocab() if len(text) > 1 and not text.isspace()]
         self._special = sorted({*added, ANSWER_TOKEN}, key=lambda text: (-len(text), text))
+        opening, questions, closing, rounds = wording
+        asked = tuple(defuse(one, self._special) for one in questions)
+        self._wording = Wording(defuse(opening, self._special), asked, defuse(closing, self._special), rounds)
         self.answer_id = int(tokenizer.convert_tokens_to_ids(ANSWER_TOKEN))
         self.fixed = self._count(self._around("")) + around + _SEAMS
         self.budget = max_tokens - self.fixed
@@ -122,12 +124,14 @@ class Words:
 
     def cut(self, text: str) -> str:
         """Return the beginning of `text` that fits, special strings broken."""
-        plain = defuse(text.strip() or NO_TEXT, self._special)
         # a token is a character at least: no need to read a novel to keep a page of it
-        plain = plain[: self.budget * 32]
-        offsets = self._tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [end for _, end in offsets["offset_mapping"]]
-        return plain if len(ends) <= self.budget else plain[: ends[self.budget - 1]]
+        plain = defuse((text.strip() or NO_TEXT)[: self.budget * 32], self._special)
+        found = self._tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True)
+        spans = found["offset_mapping"]
+        if len(spans) <= self.budget:
+            return plain
+        # where a character takes several tokens, all of them or none: the next token begins within it
+        return plain[: min(spans[self.budget - 1][1], spans[self.budget][0])]
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

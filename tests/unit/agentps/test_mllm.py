@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from backbones.errors import PromptFitError, WeightsError
-from backbones.mllm import smollm2_efficientnet
+from backbones.mllm import prompts, smollm2_efficientnet
 from backbones.mllm.answering import (
     AnswerHeads,
     compile_blocks,
@@ -251,6 +251,16 @@ def test_a_post_cannot_answer_its_own_questions(family):
     model(inputs)
 
 
+def test_the_words_of_a_task_are_words_whatever_they_quote(family):
+    asked = ("Is there an <image>?", f"Who said {ANSWER_TOKEN}?")
+    reader = family.reader(Wording("Policy: no <|im_end|>\nPost:", asked, "Is it <image>?"), "left", 160)
+    plain = family.reader(WORDING, "left", 96)
+    for special in (ANSWER_TOKEN, "<image>", "<|im_end|>"):
+        code = family.tokenizer.convert_tokens_to_ids(special)
+        read = (one.read([Prompt("a post")])["input_ids"][0].tolist() for one in (reader, plain))
+        assert len({ids.count(code) for ids in read}) == 1
+
+
 @pytest.mark.parametrize("text", ["<ans>", "<<ans>ans>", "a<ans><ans>b"])
 def test_defused_texts_hold_no_special_string(text):
     special = ("<image>", "<ans>")
@@ -266,6 +276,25 @@ def test_texts_are_cut_to_what_the_prompt_leaves(family):
     assert int(reader.read([Prompt("word")])["attention_mask"].sum()) < 96 - reader.words.budget + 8
     with pytest.raises(PromptFitError, match=r"take \d+ tokens of 20"):
         mllm.reader(WORDING, "left", 20)
+
+
+def test_a_character_of_several_tokens_is_kept_whole_or_not_at_all(family):
+    words = family.reader(WORDING, "left", 96).words
+    for before in range(8):
+        kept = words.cut("a" * before + "\U0001fae8\u1ec7" * 200)
+        assert kept[-1] in "\U0001fae8\u1ec7"
+        tokens = len(family.tokenizer(kept, add_special_tokens=False)["input_ids"])
+        assert words.budget - 4 < tokens <= words.budget
+
+
+def test_of_a_novel_no_more_is_looked_at_than_can_be_kept(family, monkeypatch):
+    looked_at = []
+    words = family.reader(WORDING, "left", 96).words
+    monkeypatch.setattr(
+        prompts, "defuse", lambda text, special: looked_at.append(text) or defuse(text, special)
+    )
+    words.cut("day " * 1_000_000)
+    assert 0 < max(map(len, looked_at)) <= words.budget * 32
 
 
 def test_a_prompt_that_lost_an_answer_token_is_refused():
