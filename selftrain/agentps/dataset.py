@@ -5,7 +5,7 @@ Shape legend: ``Q`` process questions, ``K`` answers of a question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -315,12 +315,18 @@ def _soft_target(post: Post, names: Sequence[str], without: float) -> Target:
     if posterior is None:
         return make_target(names, post.label, without)
     match posterior:
-        case {"probs": dict(probs)} if set(probs) == set(names) and all(map(_is_prob, probs.values())):
+        case {"probs": dict(probs)} if set(probs) == set(names) and _are_probs(probs.values()):
             return np.array([probs[name] for name in names], dtype=np.float32)
     raise DataError(
         f"post {post.id!r}: {ORIGIN}.posterior is {posterior!r:.80}; expected `probs` with a probability of"
-        f" each of {list(names)}, as a run writes it: correct it, or take the posterior out"
+        f" each of {list(names)}, 1 together, as a run writes it: correct it, or take the posterior out"
     )
+
+
+def _are_probs(values: Collection[object]) -> bool:
+    """Return whether these are probabilities of all there is, as far as rounded ones add up to 1."""
+    numbers = [value for value in values if isinstance(value, int | float) and _is_prob(value)]
+    return len(numbers) == len(values) and abs(sum(numbers) - 1) <= 1e-3
 
 
 def _is_prob(value: object) -> bool:
@@ -346,10 +352,11 @@ def _with_reviews(found: LabelledPosts, run: Path, batch: str, posts: Mapping[st
     is the loss of human labels for every post of the batch, whatever the machine's labels are worth.
     """
     reviewed = _reviewed(run, batch)
+    chances = reviewed.chances
     names, targets = found.task.names, {}
     for i, post_id in enumerate(reviewed.post_ids):
         machine, human = make_target(names, reviewed.machine[i]), reviewed.human[i]
-        correction = 0.0 if human is None else (make_target(names, human) - machine) / reviewed.inclusion[i]
+        correction = 0.0 if human is None else (make_target(names, human) - machine) / chances[i]
         targets[post_id] = (machine + correction).astype(np.float32)
     labels = dict(zip(reviewed.post_ids, reviewed.labels, strict=True))
     kept = [post for post in found.train if post.id not in labels]
@@ -380,6 +387,11 @@ def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings)
     """Lay the process answers of another manifest, with the usual fields, over those at hand."""
     read, left_out = read_posts(manifest, found.task, sources.model_copy(update={"columns": {}}))
     answers = {post.id: post for post in read}
+    if not any(post.id in answers for post in (*found.train, *found.validation)):
+        raise DataError(
+            f"data.process names {manifest}, and none of its {len(answers)} posts is learned from or"
+            " validated on: expected answers by the same ids. Correct the ids, or leave data.process out"
+        )
 
     def filled(post: Post) -> Post:
         """Return a post with the other's answers, each with what is said of the model that gave it."""

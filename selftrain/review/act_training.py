@@ -18,7 +18,6 @@ from backbones import load_backbone
 from backbones.base import Backbone
 from selftrain._util.plugins import accepted
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
-from selftrain.act.error_estimate import realised
 from selftrain.act.training import ACTTrainer
 from selftrain.config import BackboneSection, ClassifierSection, Recipe, stored_recipe
 from selftrain.data.features import extract_features
@@ -213,14 +212,10 @@ def reviewed_labels(
     skipped = {*failed, *(post.id for post in (*trusted.validation, *trusted.test))}
     entries = list[tuple[Post, str, str | None, float]]()
     for batch in batches:
-        # answers that are missing by chance make each of the others count for more; under the threshold rule
-        # nobody else had a chance, and the loss is the one on mixed labels as it is
-        certain = bool((batch.inclusion == 0).any())
-        pi = batch.inclusion if certain else realised(batch.inclusion, batch.reviewed)
         entries += [
             (trusted.by_id[post_id], machine, human, float(chance))
             for post_id, machine, human, chance in zip(
-                batch.post_ids, batch.machine, batch.human, pi, strict=True
+                batch.post_ids, batch.machine, batch.human, batch.chances, strict=True
             )
             if post_id in trusted.by_id
         ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from selftrain._util.types import BoolArray, FloatArray, Json
 from selftrain.act.budget import filled
-from selftrain.act.error_estimate import ErrorEstimate, label_error, label_error_by
+from selftrain.act.error_estimate import ErrorEstimate, label_error, label_error_by, realised
 from selftrain.errors import EstimateError
 from selftrain.review.ledger import opened_ledger
 from selftrain.review.ledger_reader import LedgerReader
@@ -43,6 +43,16 @@ class BatchOutcome(NamedTuple):
         """[N], True where a human label differs from the machine's."""
         pairs = zip(self.human, self.machine, strict=True)
         return np.array([human is not None and human != machine for human, machine in pairs], dtype=bool)
+
+    @property
+    def chances(self) -> FloatArray:
+        """[N], the chances of a human label.
+
+        Answers that are missing by chance make each of the others count for more; under the threshold rule
+        nobody else had a chance, and the loss is the one on mixed labels as it is.
+        """
+        certain = bool((self.inclusion == 0).any())
+        return self.inclusion if certain else realised(self.inclusion, self.reviewed)
 
     @property
     def labels(self) -> tuple[str, ...]:

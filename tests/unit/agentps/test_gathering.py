@@ -125,6 +125,9 @@ def test_answers_of_another_manifest_are_laid_over(place):
     assert posts["p0"].process == {"insult": "no", "tone": "merry"}
     assert posts["p1"].process == drawn_posts(2)[1].process
     assert "other" not in posts
+    (place / "answers.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(DataError, match="none of its 1 posts is learned from or validated on"):
+        load_posts(section(place, process=place / "answers.jsonl"), 0)
 
 
 def test_answers_laid_over_have_the_usual_fields_whatever_the_manifests_columns_are_called(place):
@@ -328,7 +331,16 @@ def test_a_grown_dataset_by_itself_is_worth_what_it_is_in_its_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "posterior", [{"probs": {"rude": 0.9}}, {"probs": {"rude": 2, "kind": 0}}, {"probs": [1, 0]}, "sure", 0.9]
+    "posterior",
+    [
+        {"probs": {"rude": 0.9}},
+        {"probs": {"rude": 2, "kind": 0}},
+        {"probs": [1, 0]},
+        "sure",
+        0.9,
+        {"probs": {"rude": 0.5, "kind": 0.1}},
+        {"probs": {"rude": 0, "kind": 0}},
+    ],
 )
 def test_a_posterior_that_is_none_is_said_with_its_post(place, posterior):
     rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
@@ -482,6 +494,27 @@ def test_what_the_run_hid_of_a_reviewed_post_is_not_learned_from(run_with_questi
     found = {post.id: post for post in load_posts(SourceSettings(run=run, reviews="batch"), 0).train}
     assert [found[one].process for one in pool] == [{}, {}, {}]
     assert [found[one].label for one in pool] == [before.task.names[1]] * 3
+
+
+def test_where_a_reviewer_was_unsure_the_other_answers_count_for_more(small_run, tmp_path):
+    """As in `act train`: of four that were drawn three have an answer, with chances of 3/4 pi."""
+    import shutil
+
+    from selftrain.review.ledger import UNSURE, ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER, ReviewItem
+
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    ids = [row["id"] for row in read_jsonl(run / "grown.jsonl")][:8]
+    names = load_posts(SourceSettings(run=run), 0).task.names
+    ledger = ReviewLedger.create(run / LEDGER, classes=names, budget=4)
+    ledger.add("batch", [ReviewItem(one, names[0], 0.3, 0.5) for one in ids], ids[:4])
+    while (post := ledger.next_post("me")) is not None:
+        ledger.decide("me", post.item.post_id, UNSURE if post.item.post_id == ids[0] else names[1])
+    ledger.close()
+    found = load_posts(SourceSettings(run=run, reviews="batch"), 0).final_targets
+    assert found[ids[0]] == pytest.approx([1, 0])
+    assert found[ids[1]] == pytest.approx([1 - 8 / 3, 8 / 3])
 
 
 def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
