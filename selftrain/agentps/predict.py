@@ -96,7 +96,7 @@ def predict(
     built.model.to(device)
     if torch.device(device).type == "cpu":  # whose cores one post keeps busy
         batch_size = 1
-    known = (example(_known(post, built.questions), built.questions) for post in posts)
+    known = (to_example(post, built.questions) for post in posts)
     # a threshold set on the validation posts is one of their precision
     precise = loaded.about["precision"] == "float32"
     scored = score(
@@ -106,13 +106,13 @@ def predict(
     yield from (decided(loaded.decisions, one) for one in scored)
 
 
-def _known(post: Post, asked: QuestionSet) -> Post:
-    """The post without a label or an answer of another task; what is known is so, whoever said it."""
+def to_example(post: Post, asked: QuestionSet) -> Example:
+    """Return a post without a label or an answer of another task; what is known is so, whoever said it."""
     answers = {one.name: one.answers for one in asked.all}
     label = post.label if post.label in asked.final.answers else None
     process = {k: v for k, v in post.process.items() if v in answers.get(k, ())}
     extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
-    return replace(post, label=label, process=process, extra=extra)
+    return example(replace(post, label=label, process=process, extra=extra), asked)
 
 
 def to_prediction(asked: QuestionSet, one: ScoredPost) -> Prediction:

@@ -18,7 +18,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -51,11 +50,11 @@ from selftrain.agentps.checkpoint import (
     read_tensors,
     settings_of,
 )
-from selftrain.agentps.dataset import Example, QuestionSet, example, question_set
+from selftrain.agentps.dataset import Example, QuestionSet, question_set
 from selftrain.agentps.decisions import decided
 from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.frames import load_frames
-from selftrain.agentps.predict import to_prediction, warn_of_notes
+from selftrain.agentps.predict import to_example, to_prediction, warn_of_notes
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.posts import Post
 from selftrain.data.task import load_task
@@ -136,8 +135,8 @@ class ServedModel:
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; raises as `score`."""
-        bare = (example(replace(post, label=None, process={}), self.asked) for post in posts)
-        return [to_prediction(self.asked, one) for one in self.score(bare)]
+        read = (to_example(post, self.asked) for post in posts)
+        return [to_prediction(self.asked, one) for one in self.score(read)]
 
     def validation(self) -> None:
         """Return None: the scores of the validation posts stay with the model that was merged."""

@@ -22,8 +22,10 @@ from backbones.mllm.prompts import Prompt
 from selftrain.agentps import served
 from selftrain.agentps.checkpoint import MERGED
 from selftrain.agentps.dataset import question_set
+from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.frames import load_frames
 from selftrain.agentps.model import assemble
+from selftrain.data.posts import Post
 from selftrain.errors import ModelError, ServingError
 from selftrain.store import checksums
 
@@ -142,6 +144,15 @@ def _sent(image):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return Pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def test_what_is_told_of_other_answers_is_carried_not_judged():
+    """As without a server: a post may have fields of somebody else's, called like ours."""
+    model = object.__new__(served.ServedModel)
+    model.asked = question_set(TASK, "agentps")
+    model.score = lambda posts: (ScoredPost(one, (), "not read here") for one in posts)
+    post = Post("a", "x", process={"colour": "red"}, extra={"process_provenance": "by hand"})
+    assert [one.reason for one in model.predict([post])] == ["not read here"]
 
 
 def test_pictures_go_with_the_words_and_words_alone_as_tokens(pictures, monkeypatch):
