@@ -38,6 +38,7 @@ with deferred():
     from selftrain.annotation import annotate as annotation
     from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing as writing
+    from selftrain.data import model_answers
     from selftrain.data import task as tasks
     from selftrain.report import left_out as quarantined
     from selftrain.report import model_page, model_records
@@ -133,6 +134,12 @@ def from_run(
     Asked about are the posts that are learned from and those that validate, where the run knows no answer.
     Interrupted, the same command goes on; no answer is paid for twice.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SelftrainError(
+            "from-run asks a server and measures, each of which one process does, and several were started:"
+            " start it without accelerate. To train with several, take the answers that `selftrain annotate`"
+            " writes: accelerate launch ... -m selftrain agentps train RUN --set data.process=ANSWERS"
+        )
     made = recipes.load_agentps_recipe(recipe, overrides, source=run)
     checkpoint.check_out(out, trained=True)
     found = dataset.load_posts(made.data, made.seed)
@@ -158,7 +165,11 @@ def from_run(
 
 
 def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, out: Path) -> None:
-    """Write the answers about the posts that are learned from or validate, with their provenance."""
+    """Write the answers about the posts that are learned from or validate, with their provenance.
+
+    Answers that are there already, of every post, stay: what failed would be asked again, and a training that
+    has begun with the others could not go on.
+    """
     posts = [*found.train, *found.validation]
     # again: a model's answer beside a person's, which the run hid, stands in no post's `process`
     planned = annotation.plan_questions(
@@ -168,16 +179,36 @@ def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, 
         one._replace(asks=tuple(ask for ask in one.asks if ask.name not in one.post.process))
         for one in planned
     ]
+    if _is_answered(plan, out):
+        echo(f"answered before, remove the file to ask again: {out}")
+        return
     questioner = annotation.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
     try:
         answered = annotation.answer_questions(plan, found.task.questions, questioner)
         paid = questioner.runner.usage()
     finally:
         questioner.close()
-    # answers alone, by post id: the pictures stay where the run has them
-    bare = (replace(one, text=one.text or one.id, images=(), video=None, label=None) for one in answered)
+    # answers alone, by post id: all else stays where the run has it, and need not be such as JSON can hold
+    bare = (
+        Post(
+            one.id, f"about {one.id}", process=one.process,
+            extra={name: one.extra[name] for name in model_answers.TABLES if name in one.extra},
+        )
+        for one in answered
+    )  # fmt: skip
     writing.write_manifest(bare, out)
     echo(f"{paid.calls:,} questions asked, {paid.stored:,} answered before: {out}")
+
+
+def _is_answered(plan: Sequence[annotation.PlannedPost], file: Path) -> bool:
+    """Return whether a file says of every question what came of it, an answer or why there is none."""
+    if not file.exists():
+        return False
+    told = {
+        str(row["id"]): {*row.get("process", ()), *row.get(model_answers.MISSING, ())}
+        for row in run_dir.read_jsonl(file)
+    }
+    return all(ask.name in told.get(one.post.id, ()) for one in plan for ask in one.asks)
 
 
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")

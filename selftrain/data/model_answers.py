@@ -23,6 +23,8 @@ from selftrain.errors import ManifestError
 
 ORIGIN = "provenance"
 PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
+TABLES = (PROVENANCE, MODEL, MISSING)
+"""What is told of the answers that stand in `process`, or should."""
 
 
 MACHINES = ("pseudo-label", "machine")

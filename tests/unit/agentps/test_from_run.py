@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from agentps_helpers import training_folder
 from annotation_helpers import MemoryBackend, answered, film, paint, rows
 from vlm_helpers import pictures_of
 
-from selftrain.agentps.dataset import load_posts, run_test_posts
+from agents.errors import CallFailedError
+from selftrain.agentps.dataset import load_posts, read_posts, run_test_posts
 from selftrain.agentps.recipe import SourceSettings
+from selftrain.annotation import annotate
 from selftrain.cli import main
+from selftrain.cli.agentps import _ask as ask
 from selftrain.store import checksums
 
 
@@ -52,6 +56,62 @@ def test_one_command_asks_trains_and_measures(run_with_questions, backend, tmp_p
     assert main(command) == 0
     assert len(backend.requests) == asked_until_now
     assert "next:" in capsys.readouterr().out
+
+
+class CutOffError(Exception):
+    """A training that is cut off."""
+
+
+def test_what_was_answered_stays_whatever_a_server_would_say_now(
+    run_with_questions, backend, tmp_path, capsys, monkeypatch
+):
+    """A few answers fail at first, and would come by now: the training that began without them goes on."""
+    failing, say = ["lost"], backend.answer
+
+    def answer(request):
+        if failing and request.affinity.endswith("9"):
+            raise CallFailedError("busy")
+        return say(request)
+
+    backend.answer = answer
+    tolerant = partial(annotate.build_questioner, max_failed=1.0)  # of six posts one is more than a tenth
+    monkeypatch.setattr(annotate, "build_questioner", tolerant)
+    place, out = training_folder(tmp_path / "base"), tmp_path / "model"
+    command = [
+        "agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9", "--out", str(out),
+        "--recipe", str(place / "recipe.toml"), "--set", "training.epochs=1", "--set", "model.max_tokens=200",
+    ]  # fmt: skip
+
+    def killed(*_):
+        raise CutOffError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("selftrain.agentps.train.TrainingLog.evaluation", killed)
+        with pytest.raises(CutOffError):
+            main(command)
+    answers = (out / "answers.jsonl").read_bytes()
+    assert b"process_missing" in answers
+    failing.clear()
+    asked = len(backend.requests)
+    assert main(command) == 0, capsys.readouterr().err
+    assert (len(backend.requests), (out / "answers.jsonl").read_bytes()) == (asked, answers)
+
+
+def test_a_post_of_blanks_and_fields_that_json_cannot_hold_keep_their_answers(
+    run_with_questions, backend, tmp_path
+):
+    out = tmp_path / "answers.jsonl"
+    found = load_posts(SourceSettings(run=run_with_questions), 0)
+    paint(tmp_path, "x", 1)
+    odd = [replace(found.train[0], id="o7", text="  ", images=(tmp_path / "x-000.png",), process={})]
+    odd += [replace(found.train[1], id="o8", extra={"score": float("nan")}, process={})]
+    ask(
+        found._replace(train=odd, validation=[]),
+        annotate.annotation_settings(None, ["http://127.0.0.1:9"]),
+        out,
+    )
+    answered, _ = read_posts(out, found.task, SourceSettings())
+    assert {one.id: one.process for one in answered} == {"o7": {"loud": "yes"}, "o8": {"loud": "no"}}
 
 
 def test_pictures_of_the_runs_test_posts_that_cannot_be_read_keep_to_the_recipes_limits(
@@ -106,6 +166,16 @@ def test_test_posts_that_are_gone_are_said_before_anything_is_paid_for(
     command = ["agentps", "from-run", str(run), "--server", "http://127.0.0.1:9"]
     assert main([*command, "--out", str(tmp_path / "model")]) == 2
     assert f"{gone} cannot be read: No such file" in capsys.readouterr().err
+    assert not backend.requests
+
+
+def test_several_processes_would_ask_and_measure_several_times(
+    run_with_questions, backend, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ["agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9"]
+    assert main([*command, "--out", str(tmp_path / "model")]) == 2
+    assert "start it without accelerate" in capsys.readouterr().err
     assert not backend.requests
 
 
