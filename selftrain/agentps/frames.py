@@ -20,10 +20,10 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from backbones.images import MAX_PIXELS, open_image
+from selftrain.data.posts import VIDEOS
 from selftrain.errors import MediaError
 from selftrain.store.checksums import digest_of
 
-SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"})
 MAX_SECONDS = 3600
 WHOLE = 5_000
 """Frames of a video that is decoded from beginning to end; of a longer one, what is before each moment."""
@@ -111,7 +111,7 @@ def _is_one_video(pictures: Sequence[Path]) -> bool:
 
 def is_video(path: Path) -> bool:
     """Return whether the name says that it is a video."""
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in VIDEOS
 
 
 def read_frames(
@@ -134,7 +134,7 @@ def read_frames(
             return _Video(path, container, max_pixels, fit).sampled(count)
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(
-            f"{path}: cannot be read as a video ({error}); expected one of {', '.join(sorted(SUFFIXES))}."
+            f"{path}: cannot be read as a video ({error}); expected one of {', '.join(sorted(VIDEOS))}."
             " Fetch it again, or drop it from the manifest"
         ) from error
 

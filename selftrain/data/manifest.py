@@ -41,7 +41,7 @@ from selftrain.data.columns import (
 )
 from selftrain.data.inline_pictures import is_kept, keep_picture
 from selftrain.data.post_store import Chosen, MetIds, PostStore
-from selftrain.data.posts import MAX_IMAGES, Post
+from selftrain.data.posts import MAX_IMAGES, VIDEOS, Post
 from selftrain.data.tables import RawRow, Table, fold, is_odd, open_table
 from selftrain.data.task import Task
 from selftrain.data.values import (
@@ -499,6 +499,9 @@ class Rows:
         path = self._inside(value, "video")
         if not path.is_file():
             raise RowError(f"video {shorten(value)}: no such file", "correct the path or remove it")
+        if path.suffix.lower() not in VIDEOS:  # its frames would be taken for pictures, a GIF's first for all
+            known = ", ".join(sorted(VIDEOS))
+            raise RowError(f"video {shorten(value)} is none of {known}", "save it anew (`ffmpeg -i OLD NEW`)")
         return path
 
     def _inside(self, written: str, what: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 MAX_IMAGES = 16
 MAX_ALBUM = 256  # of albums that are sampled into frames
+VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"})  # how a video's name ends
 
 
 @dataclass(frozen=True, slots=True)

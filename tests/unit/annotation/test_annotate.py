@@ -451,6 +451,7 @@ def test_a_video_of_rubbish_is_told_by_its_post_and_fails_no_other(long_home, se
     [
         ({"images": 257}, "257 images"),
         ({"video": "gone.mp4"}, "video 'gone.mp4': no such file"),
+        ({"video": "moving.gif"}, "video 'moving.gif' is none of .avi, .m4v"),
         ({"images": 2, "video": "clip.mp4"}, "images and a video"),
     ],
 )
@@ -458,6 +459,7 @@ def test_rows_that_no_sampling_helps_are_set_aside(long_home, serve, capsys, row
     row = {"id": "bad", "text": "x"} | row
     if "images" in row:
         row["images"] = paint(long_home, "bad", row["images"])
+    (long_home / "moving.gif").write_bytes(b"GIF89a")
     with (long_home / "long.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     serve(lambda request: answered(offered(request)[0]))
