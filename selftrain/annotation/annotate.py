@@ -38,12 +38,14 @@ from selftrain.annotation.answers import FINAL, ModelAnswer, filled, known_answe
 from selftrain.config import VlmSection, load_recipe
 from selftrain.data.manifest import ManifestReport, Tolerance, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
+from selftrain.data.model_answers import MISSING
 from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES, Post
 from selftrain.data.task import Question, Task, load_task
 from selftrain.engine.mapping import Engine
 from selftrain.errors import ManifestError, RecipeError, TaskError
 from selftrain.panels import ModelServers, brief_of
 from selftrain.store.atomic import write_json
+from selftrain.store.run_dir import read_jsonl
 
 SAMPLE = 16
 """Posts whose prompts are measured."""
@@ -472,3 +474,11 @@ def answer_questions(
             answers[each.question] = read_given(each, asked.get(each.question), len(one.post.images))
         posts.append(filled(one.post, answers))
     return posts
+
+
+def is_answered(plan: Sequence[PlannedPost], file: Path) -> bool:
+    """Return whether a file says of all that is asked what came of it, an answer or why there is none."""
+    if not file.exists():
+        return False
+    told = {row["id"]: {*row.get("process", ()), *row.get(MISSING, ())} for row in read_jsonl(file)}
+    return all(ask.name in told.get(one.post.id, ()) for one in plan for ask in one.asks)

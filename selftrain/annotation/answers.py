@@ -102,3 +102,13 @@ def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
     extra = {name: value for name, value in post.extra.items() if name not in tables}
     extra |= {name: value for name, value in tables.items() if value}
     return replace(post, process=process, extra=extra)
+
+
+def alone(post: Post) -> Post:
+    """Return a post's answers and what is told of them, without its words, pictures and other fields.
+
+    Those stay where the post lies, and may be such as no other file can hold.
+    """
+    tables = {name: answer_table(post, name) for name in (PROVENANCE, MODEL, MISSING)}
+    told = {name: dict(table) for name, table in tables.items() if table}
+    return Post(post.id, f"about {post.id}", process=post.process, extra=told)

@@ -36,9 +36,9 @@ with deferred():
     from selftrain.agentps import recipe as recipes
     from selftrain.agentps import train as training
     from selftrain.annotation import annotate as annotation
+    from selftrain.annotation import answers
     from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing as writing
-    from selftrain.data import model_answers
     from selftrain.data import task as tasks
     from selftrain.report import left_out as quarantined
     from selftrain.report import model_page, model_records
@@ -149,10 +149,10 @@ def from_run(
     tested = dataset.run_test_posts(run, found.task, made.data)
     data = made.data
     if asked.process:
-        answers = out.resolve() / "answers.jsonl"
+        file = out.resolve() / "answers.jsonl"
         out.mkdir(parents=True, exist_ok=True)
-        _ask(found, annotation.annotation_settings(None, servers, token_cap), answers)
-        data = data.model_copy(update={"process": answers})
+        _ask(found, annotation.annotation_settings(None, servers, token_cap), file)
+        data = data.model_copy(update={"process": file})
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
     model_page.write_report(out, out / "report.html")
     if tested:
@@ -179,7 +179,7 @@ def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, 
         one._replace(asks=tuple(ask for ask in one.asks if ask.name not in one.post.process))
         for one in planned
     ]
-    if _is_answered(plan, out):
+    if annotation.is_answered(plan, out):
         echo(f"answered before, remove the file to ask again: {out}")
         return
     questioner = annotation.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
@@ -188,27 +188,8 @@ def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, 
         paid = questioner.runner.usage()
     finally:
         questioner.close()
-    # answers alone, by post id: all else stays where the run has it, and need not be such as JSON can hold
-    bare = (
-        Post(
-            one.id, f"about {one.id}", process=one.process,
-            extra={name: one.extra[name] for name in model_answers.TABLES if name in one.extra},
-        )
-        for one in answered
-    )  # fmt: skip
-    writing.write_manifest(bare, out)
+    writing.write_manifest(map(answers.alone, answered), out)
     echo(f"{paid.calls:,} questions asked, {paid.stored:,} answered before: {out}")
-
-
-def _is_answered(plan: Sequence[annotation.PlannedPost], file: Path) -> bool:
-    """Return whether a file says of every question what came of it, an answer or why there is none."""
-    if not file.exists():
-        return False
-    told = {
-        str(row["id"]): {*row.get("process", ()), *row.get(model_answers.MISSING, ())}
-        for row in run_dir.read_jsonl(file)
-    }
-    return all(ask.name in told.get(one.post.id, ()) for one in plan for ask in one.asks)
 
 
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")

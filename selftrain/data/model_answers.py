@@ -23,9 +23,6 @@ from selftrain.errors import ManifestError
 
 ORIGIN = "provenance"
 PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
-TABLES = (PROVENANCE, MODEL, MISSING)
-"""What is told of the answers that stand in `process`, or should."""
-
 
 MACHINES = ("pseudo-label", "machine")
 """Sources of a label that no person gave: a run that accepted it, a labelling that was reviewed in part."""
