@@ -35,6 +35,7 @@ class Mllm:
     # saves `module`, adapters merged into it, as a checkpoint of its own
     write: Callable[[nn.Module, Path], None]
     revision: str = ""  # the commit, of a model from a hub
+    positions: int = 0  # tokens of a prompt that it was made for; 0: it does not say
 
 
 def linear_layers(module: nn.Module, under: str) -> tuple[str, ...]:

@@ -260,6 +260,7 @@ def from_parts(
         fingerprint=fingerprint,
         write=write,
         revision=revision,
+        positions=getattr(text, "max_position_embeddings", None) or 0,
     )
 
 

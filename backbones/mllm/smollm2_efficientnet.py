@@ -199,6 +199,7 @@ def from_parts(name: str, language_model: Any, tokenizer: Any, *, seed: int = 0)
         new_parts=("projector",),
         fingerprint=hashlib.sha256(f"{SHA256} {IMAGE_SHA256} {SIDE}".encode()).hexdigest(),
         write=_write,
+        positions=language_model.config.max_position_embeddings,
     )  # fmt: skip
 
 

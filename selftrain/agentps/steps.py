@@ -393,6 +393,13 @@ def train(
         compile_blocks(built.base.module)
     order = Order(built.collator.lengths(posts), settings.batch_size, seed)
     steps = order.steps_per_epoch * settings.epochs
+    longest = int(order.lengths.max())
+    if 0 < built.base.positions < longest:
+        logger.warning(
+            "the longest post has %s tokens with its pictures, and %s was made for %s: what lies beyond is"
+            " hardly understood. Lower frames.count or the frames' size, or model.max_tokens",
+            f"{longest:,}", built.base.name, f"{built.base.positions:,}",
+        )  # fmt: skip
     if signed and not settings.non_negative:
         logger.warning("training.non_negative is off: the loss of reviewed posts has no lower bound")
     stepper = _Stepper(

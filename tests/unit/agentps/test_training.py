@@ -326,6 +326,16 @@ def test_another_training_is_not_gone_on_with(tmp_path, cpu, as_examples):
         go(built, posts, tmp_path, cpu, identity="another")
 
 
+def test_posts_longer_than_the_model_was_made_for_are_said(tmp_path, cpu, as_examples, caplog):
+    built = built_model()
+    assert built.base.positions > 500
+    for positions, told in ((0, 0), (2000, 0), (20, 1)):
+        short = built._replace(base=replace(built.base, positions=positions))
+        go(short, as_examples(drawn_posts(4), built), tmp_path / str(positions), cpu, epochs=1)
+        found = [one for one in caplog.records if "was made for 20: what lies beyond" in one.getMessage()]
+        assert len(found) == told
+
+
 def test_damaged_progress_is_said(tmp_path, cpu, as_examples):
     built = built_model()
     posts = as_examples(drawn_posts(16), built)
