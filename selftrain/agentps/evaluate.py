@@ -23,6 +23,10 @@ from selftrain.errors import DataError, TrainingError
 from selftrain.models.metrics import accuracy_and_f1, threshold_metrics
 
 _SORTED_BATCHES = 16
+_NO_NUMBER = (
+    "what the model answers is no number (NaN): look at the post, or train with training.precision ="
+    ' "float32" or a lower training.learning_rate'
+)
 
 
 class ScoredPost(NamedTuple):
@@ -31,7 +35,7 @@ class ScoredPost(NamedTuple):
     example: Example  # the post
     # one [K] of probabilities a question, the final one last; empty where `reason` says why
     answers: tuple[Float32Array | FloatArray, ...]
-    reason: str = ""  # why the post could not be read; empty for a scored one
+    reason: str = ""  # why the post could not be read, or has no answers; empty for a scored one
     chosen: tuple[int, ...] = ()  # the index of the answer given to each question; empty: the likeliest
 
     def given(self, question: int) -> int:
@@ -154,9 +158,11 @@ def _score_batch(
             " lower the batch size (of a training: training.evaluation_batch)"
         ) from error
     probs = [torch.softmax(one.float(), 1).cpu().numpy() for one in logits]
+    broken = np.any([~np.isfinite(one).all(1) for one in probs], axis=0)
+    reasons = dict.fromkeys(np.flatnonzero(broken).tolist(), _NO_NUMBER) | unread
     return [
-        ScoredPost(post, (), unread[row])
-        if row in unread
+        ScoredPost(post, (), reasons[row])
+        if row in reasons
         else ScoredPost(post, tuple(one[row] for one in probs))
         for row, post in enumerate(posts)
     ]
@@ -221,9 +227,15 @@ def check_both(questions: QuestionSet, found: int, posts: int) -> None:
         )
 
 
-def headline(questions: QuestionSet, scored: Iterable[ScoredPost]) -> Json:
+def headline(questions: QuestionSet, scored: Sequence[ScoredPost]) -> Json:
     """Return metrics of the final question without intervals, and macro-F1 of each; as `check_both`."""
     *process, final = question_scores(questions, scored)
+    left_out = [one for one in scored if one.reason]
+    if left_out and int(final.found.sum()) in (0, len(final.ids)):
+        raise DataError(
+            f"{len(left_out)} of {len(scored)} validation posts have no answers, the first is"
+            f" {left_out[0].example.id!r} ({left_out[0].reason}), and the others are of one class alone"
+        )
     check_both(questions, int(final.found.sum()), len(final.ids))
     result: Json = {"posts": len(final.ids)} | threshold_metrics(final.found, final.scores)
     if len(final.question.answers) > 2:

@@ -191,6 +191,21 @@ def test_scores_do_not_hang_on_how_many_tokens_are_computed_at_once(as_examples)
         np.testing.assert_allclose(one.answers[-1], other.answers[-1], atol=1e-5)
 
 
+def test_a_post_whose_answers_are_no_numbers_is_left_out_with_a_reason(as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(12), built)
+
+    def spoil(_module, _inputs, logits):
+        return tuple(one.index_fill(0, torch.tensor([0]), float("nan")) for one in logits)
+
+    built.model.register_forward_hook(spoil)
+    scored = list(score(built.model, built.collator, posts, batch_size=4))
+    assert ["is no number (NaN)" in one.reason for one in scored].count(True) == 3
+    assert headline(built.questions, scored)["posts"] == 9
+    with pytest.raises(DataError, match=r"3 of 3 validation posts have no answers, .*no number.* one class"):
+        headline(built.questions, [one for one in scored if one.reason])
+
+
 def test_the_first_loss_is_that_of_the_formula(tmp_path, cpu, as_examples):
     built = built_model()
     posts = as_examples(drawn_posts(8), built)
