@@ -256,6 +256,20 @@ def compile_blocks(module: nn.Module, **kinds: Any) -> None:  # noqa: ANN401 -- 
                 block.compile(dynamic=True, **kinds)
 
 
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Let the blocks keep no activations, and compute them again where their gradients are.
+
+    A frozen tower has none: transformers has what is embedded ask for gradients, as another way of doing this
+    needs it, and with it the whole tower would be computed again and gone through backwards.
+    """
+    from transformers import PreTrainedModel
+
+    module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            part.disable_input_require_grads()
+
+
 def forget_compiled(module: nn.Module) -> None:
     """Undo `compile_blocks`."""
     for one in module.modules():

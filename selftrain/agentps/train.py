@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from backbones.mllm import smollm2_efficientnet
-from backbones.mllm.answering import forget_compiled, set_attention
+from backbones.mllm.answering import checkpoint_blocks, forget_compiled, set_attention
 from selftrain._util.object_urls import local_path, refuse
 from selftrain._util.types import Json
 from selftrain.agentps import checkpoint, dataset, sharding, steps
@@ -139,7 +139,7 @@ class _Work(NamedTuple):
         """Lay around the model what training needs."""
         self.built.use_cache(self._vision_cache())
         if self.recipe.training.checkpointing:
-            self.built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            checkpoint_blocks(self.built.base.module)
         if not self.accelerator.is_fsdp2:  # which takes it there block by block
             self.built.model.to(self.accelerator.device)
 

@@ -10,6 +10,7 @@ import torch
 from agentps_helpers import accelerating, built_model, drawn_posts
 from mllm_families import llava_onevision
 
+from backbones.mllm.answering import checkpoint_blocks
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import example
 from selftrain.agentps.evaluate import headline, score
@@ -32,7 +33,7 @@ def test_it_learns_and_a_cpu_reads_what_it_kept(tmp_path, card, checkpointing):
     posts = [example(post, built.questions) for post in drawn_posts(120)]
     test = [example(post, built.questions) for post in drawn_posts(60, seed=9)]
     if checkpointing:
-        built.base.module.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_blocks(built.base.module)
     found = lambda device, precise: list(  # noqa: E731
         score(built.model, built.collator, test, batch_size=16, device=device, precise=precise)
     )

@@ -9,6 +9,7 @@ import json
 import re
 import resource
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from mllm_families import FAMILIES, LIMITS, WIDTH, Family, picture
 from safetensors.torch import load_file, save_file
 
 from backbones.errors import PromptFitError, WeightsError
-from backbones.mllm.answering import merge, trained_names
+from backbones.mllm.answering import checkpoint_blocks, merge, trained_names
 from backbones.mllm.hub import _metadata, pictures_in
 from backbones.mllm.load import load_mllm
 from backbones.mllm.prompts import Prompt
@@ -104,12 +105,19 @@ def trained_by_gradients(family: Family) -> None:
 
 
 def checkpointing(family: Family) -> None:
+    """The language model is computed again in the backward pass, a frozen tower is not."""
     base = family.base()
     model, reader = answering(base, budget=BUDGET)
     inputs = reader.read(ALBUMS)
+    computed = Counter[str]()
+    for name, one in (("language", base.language_layers[0]), ("tower", base.vision_layers[0])):
+        layer = base.module.get_submodule(one)
+        layer.register_forward_pre_hook(lambda *_, name=name: computed.update([name]))
     before = gradients(moved(model).train(), inputs)
-    base.module.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_blocks(base.module)
+    once = dict(computed)
     after = gradients(model, inputs)
+    assert computed == {"language": 3 * once["language"], "tower": 2 * once["tower"]}
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
 

@@ -16,6 +16,7 @@ from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm import prompts, smollm2_efficientnet
 from backbones.mllm.answering import (
     AnswerHeads,
+    checkpoint_blocks,
     compile_blocks,
     forget_compiled,
     last_positions,
@@ -406,7 +407,7 @@ def test_gradient_checkpointing_changes_nothing(family):
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     before = gradients()
-    mllm.module.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_blocks(mllm.module)
     after = gradients()
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[n], after[n], atol=1e-5) for n in before)
