@@ -412,7 +412,7 @@ class Rows:
 
     def _images(self, value: object, extra: Mapping[str, Any]) -> tuple[Path, ...]:
         written = image_list(value, self._max_images)
-        recorded = _recorded(extra, len(written)) if written else None
+        recorded = recorded_pictures(extra, len(written)) if written else None
         paths = tuple(
             self._image(one, None if recorded is None else (recorded[0], recorded[1][place]))
             for place, one in enumerate(written)
@@ -555,7 +555,7 @@ def _no_id(row: Mapping[str, Any]) -> RowError:
     return RowError(f"no id among {[*row][:8]}", remedy)
 
 
-def _recorded(extra: Mapping[str, Any], count: int) -> tuple[Path, list[str]] | None:
+def recorded_pictures(extra: Mapping[str, Any], count: int) -> tuple[Path, list[str]] | None:
     """Return where a grown dataset says that its pictures lay, and the SHA-256 of each; None elsewhere."""
     match extra.get("provenance"):
         case {"pictures": {"folder": str(folder), "sha256": list(digests)}} if len(digests) == count:

@@ -13,6 +13,7 @@ from typing import Any
 from selftrain._util.spreadsheet import escape
 from selftrain.data.columns import COLUMNS, PROCESS_PREFIX, spelled
 from selftrain.data.inline_pictures import is_kept
+from selftrain.data.manifest import recorded_pictures
 from selftrain.data.posts import Post
 from selftrain.data.tables import ESCAPED, JSON_LINES, JSON_MARK
 from selftrain.errors import ManifestError
@@ -31,7 +32,7 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
         OSError: The disk refuses.
     """
     path = Path(path)
-    writer, rows = _writer(path), _rows(posts, path.parent)
+    writer, rows = _writer(path), _rows(posts, path)
     with replacing(path) as part:
         try:
             writer(rows, part)
@@ -65,19 +66,19 @@ def _writer(path: Path) -> Callable[[Sequence[dict[str, Any]], Path], None]:
     return writer
 
 
-def _rows(posts: Iterable[Post], folder: Path) -> list[dict[str, Any]]:
-    root = os.path.realpath(folder)
+def _rows(posts: Iterable[Post], file: Path) -> list[dict[str, Any]]:
+    root, tables = os.path.realpath(file.parent), file.suffix.lower() != ".csv"
     ids: set[str] = set()
     rows = []
     for post in posts:
         if post.id in ids:
             raise ManifestError(f"id {post.id!r} stands in two posts; expected it once: rename one")
         ids.add(post.id)
-        rows.append(_row(post, root))
+        rows.append(_row(post, root, tables=tables))
     return rows
 
 
-def _row(post: Post, root: str) -> dict[str, Any]:
+def _row(post: Post, root: str, *, tables: bool) -> dict[str, Any]:
     taken = [name for name in post.extra if name in COLUMNS or name.startswith(PROCESS_PREFIX)]
     if taken:
         raise ManifestError(
@@ -85,7 +86,10 @@ def _row(post: Post, root: str) -> dict[str, Any]:
         )
     row: dict[str, Any] = {"id": post.id, "text": post.text}
     if post.images:
-        row["images"] = [_relative(image, root, post.id) for image in post.images]
+        # where a grown dataset tells where its pictures lie, and what is written can tell it too
+        told = recorded_pictures(post.extra, len(post.images)) if tables else None
+        recorded = None if told is None else os.path.realpath(told[0])
+        row["images"] = [_relative(image, root, post.id, recorded) for image in post.images]
     if post.video is not None:
         row["video"] = _relative(post.video, root, post.id)
     if post.label is not None:
@@ -97,7 +101,7 @@ def _row(post: Post, root: str) -> dict[str, Any]:
     return {**dict.fromkeys(alike), **row, **post.extra}
 
 
-def _relative(picture: Path, root: str, post_id: str) -> str:
+def _relative(picture: Path, root: str, post_id: str, recorded: str | None = None) -> str:
     if is_kept(picture):  # it stood in a table, and comes along
         beside = Path(root, "images", picture.name)
         if not beside.is_file():
@@ -105,6 +109,10 @@ def _relative(picture: Path, root: str, post_id: str) -> str:
         picture = beside
     relative = os.path.relpath(os.path.realpath(picture), root)
     if relative.startswith(os.pardir + os.sep):
+        if recorded is not None and picture.is_relative_to(recorded):
+            there = picture.relative_to(recorded)
+            if not Path(root, there).exists():  # or that would be read
+                return there.as_posix()
         raise ManifestError(
             f"image {picture} of post {post_id!r} lies outside the manifest's folder {root}; copy it "
             f"there first"

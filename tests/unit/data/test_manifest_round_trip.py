@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.tables import fold
 from selftrain.data.task import Question, Task, TaskClass
+from selftrain.errors import ManifestError
 
 TASK = Task(
     "t",
@@ -85,3 +88,24 @@ def test_posts_come_back(rows, suffix):
 @given(_posts(texts.filter(bool)))
 def test_posts_come_back_from_csv(rows):
     _round_trip(rows, ".csv")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_posts_of_a_grown_dataset_are_written_anywhere_and_keep_their_pictures(tmp_path, suffix):
+    """Whoever reads them finds the pictures where the run did, unless another one lies in the way."""
+    for name in ("data", "run", "other", "taken"):
+        (tmp_path / name).mkdir()
+    picture = tmp_path / "data" / "a.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    told = {"folder": str(picture.parent), "sha256": [sha256(picture.read_bytes()).hexdigest()]}
+    row = {"id": "a", "images": ["a.png"], "provenance": {"source": "label", "pictures": told}}
+    (tmp_path / "run" / "grown.jsonl").write_text(json.dumps(row) + "\n")
+    posts = read_manifest(tmp_path / "run" / "grown.jsonl").posts
+    for folder in ("run", "other"):
+        write_manifest(posts, tmp_path / folder / f"out{suffix}")
+        [back] = read_manifest(tmp_path / folder / f"out{suffix}").posts
+        assert back.images == (picture.resolve(),)
+    (tmp_path / "taken" / "a.png").write_bytes(b"another picture")
+    for out in (tmp_path / "taken" / f"out{suffix}", tmp_path / "run" / "out.csv"):
+        with pytest.raises(ManifestError, match="lies outside the manifest's folder"):
+            write_manifest(posts, out)
