@@ -178,8 +178,9 @@ class _Work(NamedTuple):
     def load_best(self) -> None:
         """Put the weights that are kept into the model, which computes as for whoever opens it."""
         checkpoint.load_weights(self.built.model, self.out / WEIGHTS)
-        if self.recipe.training.attention != "auto":  # thresholds are set on these products
+        if self.recipe.training.attention != "auto":  # thresholds are set on these products, the tower's too
             set_attention(self.built.base.module, "auto")
+            self.built.use_cache(None)
 
     def undress(self) -> None:
         """Take off what training laid around the model: its answers are computed as a fresh process would."""

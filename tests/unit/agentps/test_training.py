@@ -672,15 +672,17 @@ def test_training_leaves_cudnns_attention_alone():
 
 
 def test_attention_is_the_recipes_in_training_and_transformers_own_after_it(tmp_path, cpu, monkeypatch):
-    place, seen = training_folder(tmp_path, posts=20), []
+    place, seen, kept = training_folder(tmp_path, posts=20, frames=1), [], []
     original = training._Work.scored
 
     def scored(work, posts):
+        kept.append(work.built.collator.cache is not None)
         seen.append({part.config._attn_implementation for part in attending(work.built)})
         return original(work, posts)
 
     monkeypatch.setattr(training._Work, "scored", scored)
     changes = [f'data.task="{place / "task.toml"}"', 'training.attention="eager"', "training.epochs=1"]
+    changes.append(f'training.vision_cache="{tmp_path / "cache"}"')
     made = train_agentps(
         place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
     )
@@ -688,6 +690,7 @@ def test_attention_is_the_recipes_in_training_and_transformers_own_after_it(tmp_
     assert during
     assert all(ways == {"eager"} for ways in during)
     assert measured == {"sdpa"}
+    assert kept == [True] * len(during) + [False]  # what is kept of pictures was computed in the other way
     assert {part.config._attn_implementation for part in attending(made.built)} == {"sdpa"}
 
 
