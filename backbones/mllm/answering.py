@@ -267,7 +267,7 @@ def checkpoint_blocks(module: nn.Module) -> None:
     module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
-            part.disable_input_require_grads()
+            part.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 def forget_compiled(module: nn.Module) -> None:
