@@ -45,7 +45,9 @@ from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import RunFolder
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
-VALIDATION, METRICS = "validation.jsonl", "metrics.json"
+VALIDATION, METRICS, RECIPE = "validation.jsonl", "metrics.json", "training.toml"
+# what training and measuring write, and people call their own files too
+_WRITTEN = (TASK, VALIDATION, METRICS, "quarantine.jsonl", "report.html")
 FORMAT = 4
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
@@ -239,15 +241,23 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
 
 
 def check_out(out: Path, *, trained: bool = False) -> None:
-    """Refuse to write into the folder of a run, or of a model unless that is being trained.
+    """Refuse to write over the files of a run, of a model unless it is being trained, or of people.
 
-    ModelError: its own files would be lost.
+    ModelError: what lies there would be lost.
     """
     run = RunFolder(out).recipe_path.exists()
     if run or (not trained and (out / ABOUT).exists()):
         raise ModelError(
             f"{out} is the folder of a {'run' if run else 'model'}, whose own files would be lost: give"
             " another --out"
+        )
+    there = [name for name in _WRITTEN if (out / name).exists()]
+    # written before any of those
+    begun = (RECIPE,) if trained else (METRICS, f"{VALIDATION}.part")
+    if there and not any((out / name).exists() for name in begun):
+        raise ModelError(
+            f"{out} holds {first_of(there)}, which this did not write and which would be lost: give --out a"
+            " folder of its own"
         )
 
 

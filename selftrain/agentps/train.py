@@ -302,7 +302,7 @@ def _begin(out: Path, recipe: AgentPSRecipe, found: dataset.LabelledPosts) -> No
 
 
 def _write_recipe(out: Path, recipe: AgentPSRecipe) -> None:
-    atomic.write_text(out / "training.toml", tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
+    atomic.write_text(out / checkpoint.RECIPE, tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
 
 
 def _finished(out: Path, identity: str) -> bool:

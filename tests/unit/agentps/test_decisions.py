@@ -306,6 +306,17 @@ def test_a_models_own_folder_is_not_measured_into(place, tmp_path, capsys):
         assert (tmp_path / "model" / name).read_bytes() == (place / "model" / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["task.toml", "validation.jsonl"])
+def test_peoples_files_are_not_written_over(place, tmp_path, capsys, name):
+    posts, mine = str(place / "posts.jsonl"), tmp_path / name
+    mine.write_text("of somebody")
+    train = ["train", posts, "--task", str(place / "task.toml"), "--recipe", str(place / "recipe.toml")]
+    for command in (["evaluate", str(place / "model"), posts], train):
+        assert main(["agentps", *command, "--out", str(tmp_path)]) == 2
+        assert f"holds ['{name}'], which this did not write" in capsys.readouterr().err
+    assert mine.read_text() == "of somebody"
+
+
 def test_the_page_shows_rules_and_calibration(place):
     write_report(place / "model", place / "model" / "report.html")
     html = (place / "model" / "report.html").read_text()
