@@ -200,6 +200,8 @@ def read_about(folder: Path, name: str = ABOUT) -> Json:
                 "it is a merged checkpoint: serve it with vLLM and give --server, or open what was merged"
             )
         raise ModelError(f"{folder} holds no {what}: it has no {name}; {remedy}") from error
+    except NotADirectoryError as error:  # manifest and model the other way round
+        raise ModelError(f"{folder} is a file; expected the folder of a model: name that") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read ({error}): the folder is damaged") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:

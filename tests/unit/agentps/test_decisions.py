@@ -317,6 +317,12 @@ def test_peoples_files_are_not_written_over(place, tmp_path, capsys, name):
     assert mine.read_text() == "of somebody"
 
 
+def test_a_manifest_in_a_models_place_is_said(place, tmp_path, capsys):
+    model, posts = str(place / "model"), str(place / "posts.jsonl")
+    assert main(["agentps", "predict", posts, model, "--out", str(tmp_path / "scored.jsonl")]) == 2
+    assert f"{posts} is a file; expected the folder of a model" in capsys.readouterr().err
+
+
 def test_the_page_shows_rules_and_calibration(place):
     write_report(place / "model", place / "model" / "report.html")
     html = (place / "model" / "report.html").read_text()
