@@ -253,8 +253,10 @@ class _TaskFile(_Table):
 def _faults(error: ValidationError) -> str:
     """Say what is wrong with a file's form, in its own words and one fault after the other."""
     faults = error.errors(include_url=False)
-    unknown = [str(one["loc"][-1]) for one in faults if one["type"] == "extra_forbidden"]
-    if unknown:
+    places = [one["loc"] for one in faults if one["type"] == "extra_forbidden"]
+    if places:
+        # as they are named beside them, each once: a question's stand in a list
+        unknown = list(dict.fromkeys(".".join(str(p) for p in loc if isinstance(p, str)) for loc in places))
         known = [*_TaskFile.model_fields, *(f"questions.{name}" for name in _QuestionTable.model_fields)]
         return (
             f"the task has the unknown fields {first_of(unknown)}; expected only {known}: correct or remove"

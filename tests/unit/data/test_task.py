@@ -106,7 +106,7 @@ def test_the_loop_numbers_the_positive_class_last():
         ),
         (WHOLE + QUESTION + "answers = 'yes'\n", "`answers` of question 1 is 'yes'; expected a list"),
         (WHOLE + QUESTION + "answers = ['yes', 2]\n", "`answers` of question 1 is 2; expected a text"),
-        (WHOLE + QUESTION + "answers = ['a', 'b']\nscale = 1\n", r"unknown fields \['scale'\]"),
+        (WHOLE + (QUESTION + "text = 'a'\n") * 2, r"unknown fields \['questions.text'\]; expected"),
         (WHOLE + QUESTION + "answers = ['a', 'b']\ncounting = true\n", "counting rule True"),
         ("questions = ['q']\n" + WHOLE, "question 1 is 'q'; expected a table"),
     ],
