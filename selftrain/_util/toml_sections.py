@@ -14,6 +14,8 @@ from pydantic import (
     ConfigDict,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -36,6 +38,16 @@ class Section(BaseModel):
     """A table of the recipe. An unknown key is an error: a typing slip must not become a default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false where a number is expected: pydantic takes them for 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        other = _holds(bool, kind) or _holds(str, kind)  # a table's keys are texts
+        if isinstance(value, bool) and not other and (_holds(int, kind) or _holds(float, kind)):
+            raise ValueError(f"it is {str(value).lower()}; expected a number")
+        return value
 
     @model_validator(mode="after")
     def _on_a_disk(self) -> Self:
@@ -96,12 +108,13 @@ def _path_keys(kind: type[Section]) -> Iterator[tuple[str, str]]:
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             for key, inner in field.annotation.model_fields.items():
-                if _holds_path(inner.annotation):
+                if _holds(Path, inner.annotation):
                     yield name, key
 
 
-def _holds_path(kind: object) -> bool:
-    return kind is Path or any(map(_holds_path, get_args(kind)))
+def _holds(wanted: type, kind: object) -> bool:
+    """Return whether a declared type is `wanted`, or has it among its parts."""
+    return kind is wanted or any(_holds(wanted, part) for part in get_args(kind))
 
 
 def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str, str]]) -> None:

@@ -435,6 +435,8 @@ def test_recipes():
     for wrong in ("model.variant=psy", "training.metric=accuracy", "model.ranks=3", "frames.repeat=maybe"):
         with pytest.raises(RecipeError, match="fault"):
             load_agentps_recipe(None, [wrong])
+    with pytest.raises(RecipeError, match=r"training\.patience: it is true; expected a number"):
+        load_agentps_recipe(None, ["training.patience=true"])
     for wrong in ("model.rounds=true", "model.fed=true"):
         with pytest.raises(RecipeError, match="the variant 'vanilla'"):
             load_agentps_recipe(None, ["model.variant=vanilla", wrong])

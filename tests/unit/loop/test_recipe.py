@@ -150,6 +150,7 @@ def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_
         ("[round]\nmax = 3", "round: Extra inputs are not permitted"),
         ("[rounds]\nmax = 'three'", "rounds.max: .*'three'"),
         ("[rounds]\nmax = -1", "rounds.max: .*-1"),
+        ("[rounds]\nmax = true", "rounds.max: it is true; expected a number"),
         ("[selection]\nk = 0", "selection.k: .*0"),
         ("[classifier]\nlearning_rate = nan", "classifier.learning_rate: .*nan"),
         ("[loss]\ntheta = 1.0", "loss: .*theta is 1: expected a share between 0 and 1"),
