@@ -264,7 +264,12 @@ def check_out(out: Path, *, trained: bool = False) -> None:
 
 
 def is_merged(model: Path, out: Path) -> bool:
-    """Return whether `out` holds what was merged from the model in a folder; ModelError: something else."""
+    """Return whether `out` holds what was merged from the model in a folder.
+
+    ModelError: it holds something else, or will, as the model lies in it.
+    """
+    if model.resolve().is_relative_to(out.resolve()):
+        raise ModelError(f"{out} is where the model itself lies: give --merge a folder of its own")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if (out / MERGED).exists() and (model / ABOUT).exists():

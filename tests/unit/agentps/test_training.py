@@ -606,7 +606,12 @@ def test_a_folder_to_merge_into_is_looked_at_before_training(tmp_path, capsys):
     words = ["agentps", "train", str(tmp_path / "posts.jsonl"), "--out", str(tmp_path / "model")]
     assert main([*words, "--merge", str(tmp_path / "merged")]) == 2
     assert "is not empty: give --merge a folder of its own" in capsys.readouterr().err
+    for of_the_model in ("home/model", "home"):  # neither is there yet
+        command = [*words[:-1], str(tmp_path / "home" / "model")]
+        assert main([*command, "--merge", str(tmp_path / of_the_model)]) == 2
+        assert f"{of_the_model} is where the model itself lies" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "home").exists()
 
 
 def test_with_weights_a_rare_class_is_found_more_often(tmp_path, cpu, as_examples):
