@@ -154,7 +154,8 @@ def full_report(
             intervals = threshold_intervals(one.found, one.scores)
             about["metrics"] = {name: value._asdict() for name, value in intervals.items()}
         else:
-            about["note"] = "only one answer occurs among these posts: nothing to tell apart"
+            told = "only one answer occurs" if len(one.ids) else "nobody's answer is known"
+            about["note"] = f"{told} among these posts: nothing to tell apart"
         if len(one.ids):
             about |= {"decision": _worth(one, made), "calibration": _calibration(one, made)}
             if len(answers) > 2:

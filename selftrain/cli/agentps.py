@@ -26,7 +26,7 @@ from selftrain.cli.printing import (
     write_predictions,
 )
 from selftrain.data.posts import Post
-from selftrain.errors import SelftrainError
+from selftrain.errors import DataError, SelftrainError
 from selftrain.store import atomic
 
 with deferred():
@@ -257,17 +257,18 @@ def evaluate(
     where = _check_device(device)
     checkpoint.check_out(out)
     loaded = checkpoint.load(model)
-    if rules:
-        asked = loaded.built.questions.all
-        now = {one.name: made.goal for one, made in zip(asked, loaded.decisions, strict=True)}
-        given = read_pairs(rules, "--decide", "QUESTION=RULE, for instance final='precision .8'")
-        loaded = predicting.redecide(loaded, now | given)
-        model_page.write_report(model, model / "report.html")
     limits = reading.tolerance()
     sources = recipes.SourceSettings.model_validate(
         {"columns": reading.named, "max_bad_rows": limits.rows, "max_bad_share": limits.share}
     )
     measured = _Measured.of(dataset.read_rows(manifest, loaded.task, sources), split, limits)
+    measured.check_known()
+    if rules:  # kept with the model: not before it is known that there is something to measure
+        asked = loaded.built.questions.all
+        now = {one.name: made.goal for one, made in zip(asked, loaded.decisions, strict=True)}
+        given = read_pairs(rules, "--decide", "QUESTION=RULE, for instance final='precision .8'")
+        loaded = predicting.redecide(loaded, now | given)
+        model_page.write_report(model, model / "report.html")
     _measure(loaded, measured, out, batch, where)
     _print_metrics(out / checkpoint.METRICS)
     _print_next(out)
@@ -294,6 +295,16 @@ class _Measured(NamedTuple):
             rows = sorted([*rows, *((one.line, one) for one in report.problems)], key=itemgetter(0))
             noted = replace(report, problems=()).quarantine
         return cls(rows, str(report.path), tolerance, noted)
+
+    def check_known(self) -> None:
+        """Raise DataError where no post has a label or an answer to measure by."""
+        posts = [one for _, one in self.rows if isinstance(one, Post)]
+        if not any(post.label is not None or post.process for post in posts):
+            raise DataError(
+                f"none of {len(posts):,} posts of {self.where} has a label, or an answer to a question, to"
+                " measure by: add labels, name their column (--column label=NAME), or score the posts (`selftrain"
+                " agentps predict`)"
+            )
 
 
 def _measure(

@@ -306,6 +306,26 @@ def test_a_models_own_folder_is_not_measured_into(place, tmp_path, capsys):
         assert (tmp_path / "model" / name).read_bytes() == (place / "model" / name).read_bytes()
 
 
+def test_posts_of_which_nothing_is_known_are_no_measure(place, tmp_path, capsys):
+    shutil.copytree(place / "model", tmp_path / "model")
+    rows = records(place / "posts.jsonl")
+    bare = [{"id": row["id"], "text": row["text"]} for row in rows[:3]]
+    posts = tmp_path / "posts.jsonl"
+    command = ["agentps", "evaluate", str(tmp_path / "model"), str(posts), "--out", str(tmp_path / "figures")]
+    checksums.write_jsonl(posts, bare)
+    assert main([*command, "--decide", "final=recall .7"]) == 2
+    assert "none of 3 posts of" in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
+    # the rule was not set either
+    about = [folder / "model" / "agentps.json" for folder in (tmp_path, place)]
+    assert about[0].read_bytes() == about[1].read_bytes()
+    checksums.write_jsonl(posts, [bare[0] | {"label": rows[0]["label"]}, *bare[1:]])
+    assert main(command) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "insult: nobody's answer is known among these posts" in told
+    assert "final: only one answer occurs among these posts" in told
+
+
 @pytest.mark.parametrize("name", ["task.toml", "validation.jsonl"])
 def test_peoples_files_are_not_written_over(place, tmp_path, capsys, name):
     posts, mine = str(place / "posts.jsonl"), tmp_path / name
