@@ -15,6 +15,7 @@ import numpy as np
 from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.prompts import Wording
 from selftrain._util.object_urls import local_path
+from selftrain._util.printable import first_of
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.data.manifest import ManifestReport, read_manifest
@@ -297,7 +298,13 @@ def _labelled(
 ) -> LabelledPosts:
     """Return what is learned from, less what validates; pseudo-labels are worth what is said of them."""
     ids = {post.id for post in validation}
-    kept = [post for post in train if post.id not in ids]
+    posts = list(train)
+    kept = [post for post in posts if post.id not in ids]
+    if posts and not kept:
+        raise SplitError(
+            f"all {len(posts):,} posts to learn from are among those that validate, so that none is left:"
+            " name others as data.validation, or lower data.validation_share"
+        )
     soft = {
         post.id: _soft_target(post, task.names, sources.soft_target)
         for post in kept
@@ -387,10 +394,12 @@ def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings)
     """Lay the process answers of another manifest, with the usual fields, over those at hand."""
     read, left_out = read_posts(manifest, found.task, sources.model_copy(update={"columns": {}}))
     answers = {post.id: post for post in read}
-    if not any(post.id in answers for post in (*found.train, *found.validation)):
+    ids = {post.id for post in (*found.train, *found.validation)}
+    if not ids & answers.keys():
         raise DataError(
-            f"data.process names {manifest}, and none of its {len(answers)} posts is learned from or"
-            " validated on: expected answers by the same ids. Correct the ids, or leave data.process out"
+            f"data.process: none of the {len(read):,} posts of {manifest} (ids {first_of(answers)}) is among"
+            f" those to learn from or to validate on (ids {first_of(sorted(ids))}): name the manifest that"
+            " has the answers about these posts, or leave it out"
         )
 
     def filled(post: Post) -> Post:

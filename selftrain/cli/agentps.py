@@ -302,8 +302,8 @@ class _Measured(NamedTuple):
         if not any(post.label is not None or post.process for post in posts):
             raise DataError(
                 f"none of {len(posts):,} posts of {self.where} has a label, or an answer to a question, to"
-                " measure by: add labels, name their column (--column label=NAME), or score the posts (`selftrain"
-                " agentps predict`)"
+                " measure by: add labels, name their column (--column label=NAME), or score the posts"
+                " (`selftrain agentps predict`)"
             )
 
 

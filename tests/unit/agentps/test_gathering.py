@@ -283,6 +283,17 @@ def test_answers_laid_over_leave_what_is_said_of_the_others(place):
     assert tone.tolist() == pytest.approx([0.05, 0.9, 0.05])
 
 
+def test_answers_about_other_posts_are_refused(place):
+    write_manifest([replace(one, id=f"other-{one.id}") for one in drawn_posts(3)], place / "more.jsonl")
+    with pytest.raises(DataError, match=r"none of the 3 posts of .*more\.jsonl \(ids \['other-p0', .*'p0'"):
+        load_posts(section(place, process=place / "more.jsonl"), 0)
+
+
+def test_posts_that_all_validate_leave_none_to_learn_from(place):
+    with pytest.raises(SplitError, match=r"all 40 posts to learn from are among those that validate"):
+        load_posts(section(place, validation=place / "posts.jsonl"), 0)
+
+
 def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
