@@ -124,9 +124,13 @@ def part_of(target: Path, model: str, rows: int | None = None) -> Sink:
 
 def advice(listed: str, remedy: str) -> str:
     """Return what to do where too many posts failed; `listed` and `remedy` as of `stream_predictions`."""
+    if not remedy:  # standard output
+        return "nothing is kept: the same command with more tolerance begins anew"
     # a picture that was put right changes no row: what was said of it stays
-    anew = f"; to have corrected posts read anew, {remedy}" if remedy else ""
-    return f"{listed}what is good is kept: the same command with more tolerance goes on{anew}"
+    return (
+        f"{listed}what is good is kept: the same command with more tolerance goes on; to have corrected posts"
+        f" read anew, {remedy}"
+    )
 
 
 def stream_predictions(

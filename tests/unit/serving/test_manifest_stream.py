@@ -73,6 +73,12 @@ def test_a_file_is_whole_afterwards_and_an_older_one_replaced(tmp_path, capsys):
     assert not list(tmp_path.glob("*part")) + list(tmp_path.glob("*quarantine*"))
 
 
+def test_of_standard_output_nothing_is_said_to_be_kept(tmp_path):
+    write_rows(tmp_path / "in.jsonl", posts(40, bad=(1, 2, 9, 30)))
+    with pytest.raises(QuarantineError, match=r"nothing is kept: the same command .* begins anew"):
+        go(tmp_path, "-", Tolerance(2, None))
+
+
 def test_too_many_bad_rows_stop_it_and_more_tolerance_goes_on_with_what_there_is(tmp_path):
     write_rows(tmp_path / "in.jsonl", posts(40, bad=(1, 2, 9, 30)))
     out = tmp_path / "out.jsonl"
