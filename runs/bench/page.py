@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from runs.bench import cost, frontier, scale
 from runs.bench.act_tables import means_of_ways
-from runs.bench.agentps import ENDS
+from runs.bench.agentps import DIVISORS, ENDS
+from runs.bench.agentps import LABELS as LABELLED
 from runs.bench.judges import values_of
 from runs.bench.loop_study import WHOLE
 from runs.bench.paired import points_over, t_interval, t_over_seeds
@@ -214,14 +215,21 @@ WAYS = {
     "exponential, mixed labels": "exponential mixed",
 }
 ERRORS = ("emotion", "irony", "emotion systematic", "irony systematic")
+_AT_TOKENS = "yes", "at their answer tokens"
 VARIANTS = {
     "vanilla": ("no", "none"),
     "vanilla, asked": ("yes", "none"),
     "multitask": ("no", "at the last token"),
+    "multitask, asked": ("yes", "at the last token"),
     "multitask, fed": ("no", "at the last token"),
-    "agentps": ("yes", "at their answer tokens"),
+    "agentps": _AT_TOKENS,
+    "agentps, rounds": ("each in a turn of its own", "where the assistant's turn has begun"),
+    "agentps, fed": _AT_TOKENS,
+    **dict.fromkeys((*LABELLED, *DIVISORS), _AT_TOKENS),
 }
+"""Way of the AgentPS study -> questions in the prompt, and where process answers are read."""
 PAIRS = "pairs, exactly one", 1000, ""
+PAIRS_ON_CPU = "pairs, exactly one", 1000, ", bfloat16"
 MEMES = "hateful memes", 4000, ", bfloat16"
 EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (250, 100, 50) for told, asked in
                    (("500 posts asked", "500"), ("whole pool", "all")))  # fmt: skip
@@ -245,7 +253,7 @@ def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterato
         "variant",
         [
             "questions in the prompt", "process heads", "AUC", "macro-F1", "recall at precision .60",
-            "AUC of the process answers",
+            "AUC of the process answers", "seeds",
         ],
     )  # fmt: skip
     for method, about in VARIANTS.items():
@@ -254,7 +262,8 @@ def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterato
             found = figures.values(method + precision, n, metric, dataset=dataset)
             cells.append(_spread(list(found.values())))
         if any(cells):
-            yield _line(method, [*about, *cells])
+            seeds = figures.values(method + precision, n, "auc", dataset=dataset)
+            yield _line(method, [*about, *cells, str(len(seeds))])
 
 
 def _over_vanilla(figures: Figures, dataset: str, n: int, precision: str) -> Iterator[str]:
@@ -439,6 +448,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "harmeme parts": ("harmeme", lambda figures: _loop_parts(figures, "harmeme")),
     "act": ("act", _act),
     "agentps": ("agentps", lambda figures: _variants(figures, *PAIRS)),
+    "agentps, on a CPU": ("agentps", lambda figures: _variants(figures, *PAIRS_ON_CPU)),
     "agentps, memes": ("agentps", lambda figures: _variants(figures, *MEMES)),
     "agentps over vanilla, memes": ("agentps", lambda figures: _over_vanilla(figures, *MEMES)),
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
