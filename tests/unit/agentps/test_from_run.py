@@ -86,7 +86,7 @@ def test_what_was_answered_stays_whatever_a_server_would_say_now(
         raise CutOffError
 
     with monkeypatch.context() as patched:
-        patched.setattr("selftrain.agentps.train.TrainingLog.evaluation", killed)
+        patched.setattr("selftrain.agentps.steps.TrainingLog.evaluation", killed)
         with pytest.raises(CutOffError):
             main(command)
     answers = (out / "answers.jsonl").read_bytes()
