@@ -13,13 +13,15 @@ reading  what reading such albums can feed, and their tokens, on any machine
 memes, pairs and ordered are trained in every way of the table in docs/agentps.md: supervision, prompt and
 place apart, questions as rounds, the final head fed, and process labels that are soft, wrong or missing.
 Every figure is written as it comes, scores of the test posts are kept in the work folder, and what a way has
-over vanilla on the same posts is bootstrapped from them; a study that was stopped goes on where it stopped.
+over vanilla and over agentps on the same posts is bootstrapped from them; a study that was stopped goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +40,7 @@ ABLATION = ("vanilla", "vanilla, asked", "multitask", "multitask, asked", "agent
 BESIDE = ("multitask, fed", "agentps, rounds", "agentps, fed")
 LABELS = ("agentps, soft", "agentps, 20 % wrong", "agentps, 40 % wrong", "agentps, a quarter")
 DIVISORS = ("agentps, a quarter, by expected", "agentps, a quarter, by answers")
+REFERENCES = ("vanilla", "agentps")
 ENDS = ("", "_low", "_high")  # of an interval's figures
 SHOWN = ("auc", "macro_f1", "f1_tuned", "recall_at_precision_60", "process_auc")
 
@@ -172,21 +175,25 @@ def _measure_seed(cells: Cells, seed: int, figures: Figures, args: argparse.Name
 
 
 def _compare(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
-    """Measure each way against vanilla on the same test posts, where the scores of both are at hand."""
-    vanilla = _named("vanilla", args)
-    reference = _scores_file(args.work, vanilla, cells, seed)
-    for method in (_named(way, args) for way in cells.ways):
-        kept, over = _scores_file(args.work, method, cells, seed), f"{method} over {vanilla}"
-        measured = method == vanilla or _has(figures, over, cells, seed)
-        if not measured and kept.exists() and reference.exists():
-            ours, theirs = np.load(kept), np.load(reference)
-            gained = over_posts(ours["truth"], ours["scores"], theirs["scores"])
-            values = {
-                metric + end: value
-                for metric, interval in gained.items()
-                for end, value in zip(ENDS, interval, strict=True)
-            }
-            _keep(figures, over, cells, seed, values)
+    """Measure each way against vanilla and agentps on the same test posts, where the scores are at hand."""
+    scores = {
+        method: np.load(kept)
+        for method in (_named(way, args) for way in cells.ways)
+        if (kept := _scores_file(args.work, method, cells, seed)).exists()
+    }
+    vanilla, agentps = (_named(way, args) for way in REFERENCES)
+    for method, reference in product(scores, (vanilla, agentps)):
+        over = f"{method} over {reference}"
+        if method in (vanilla, reference) or reference not in scores or _has(figures, over, cells, seed):
+            continue
+        ours, theirs = scores[method], scores[reference]
+        gained = over_posts(ours["truth"], ours["scores"], theirs["scores"])
+        values = {
+            metric + end: value
+            for metric, interval in gained.items()
+            for end, value in zip(ENDS, interval, strict=True)
+        }
+        _keep(figures, over, cells, seed, values)
 
 
 def _choose_epochs(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
@@ -274,7 +281,7 @@ def tables(figures: Figures, cells: Cells, args: argparse.Namespace) -> Iterator
         yield f"{method:<{max(map(len, measured))}}  " + "  ".join(told)
     for metric in SHOWN[:4]:
         compared = {method: metrics[metric] for method, metrics in measured.items()}
-        for reference in (_named(way, args) for way in ("vanilla", "agentps")):
+        for reference in (_named(way, args) for way in REFERENCES):
             if reference in measured:
                 yield f"\n# {cells.dataset}: points of {metric} over {reference}"
                 yield from differences_table(compared, reference, [cells.dataset])

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -231,6 +231,7 @@ VARIANTS = {
 PAIRS = "pairs, exactly one", 1000, ""
 PAIRS_ON_CPU = "pairs, exactly one", 1000, ", bfloat16"
 MEMES = "hateful memes", 4000, ", bfloat16"
+AUC_AND_RECALL = {"AUC": "auc", "recall at precision .60": "recall_at_precision_60"}
 EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (250, 100, 50) for told, asked in
                    (("500 posts asked", "500"), ("whole pool", "all")))  # fmt: skip
 USUAL_SIZE = (Column("100 labels, 500 posts asked", 100, "500"),)
@@ -266,21 +267,23 @@ def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterato
             yield _line(method, [*about, *cells, str(len(seeds))])
 
 
-def _over_vanilla(figures: Figures, dataset: str, n: int, precision: str) -> Iterator[str]:
-    """Yield a line a seed, with intervals over its test posts, and the means with those over the seeds."""
-    metrics = {"AUC": "auc", "recall at precision .60": "recall_at_precision_60"}
+def _over_way(
+    figures: Figures, dataset: str, n: int, precision: str, *, reference: str, metrics: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield a line a way: points of each seed, intervals over its test posts, and the mean over the seeds."""
     found: dict[str, dict[int, Interval]] = {}
-    for way in VARIANTS:
-        for told, metric in metrics.items():
-            over = f"{way}{precision} over vanilla{precision}"
-            ends = [figures.values(over, n, metric + end, dataset=dataset) for end in ENDS]
-            by_seed = {seed: Interval(*(100 * one[seed] for one in ends)) for seed in ends[0]}
-            if by_seed:
-                found[f"{way}: {told}"] = by_seed
-    yield from _head("points over vanilla", list(found))
-    for seed in sorted(set().union(*found.values())):
-        yield _line(f"seed {seed}", [_interval(one[seed]) if seed in one else "" for one in found.values()])
-    yield _line("mean", [_interval(t_interval([x.value for x in one.values()])) for one in found.values()])
+    for way, (told, metric) in product(VARIANTS, metrics.items()):
+        over = f"{way}{precision} over {reference}{precision}"
+        ends = [figures.values(over, n, metric + end, dataset=dataset) for end in ENDS]
+        if ends[0]:
+            intervals = {seed: Interval(*(100 * one[seed] for one in ends)) for seed in ends[0]}
+            found[f"{way}, {told}" if len(metrics) > 1 else way] = intervals
+    seeds = sorted(set().union(*found.values()))
+    yield from _head(f"points over {reference}", [*(f"seed {seed}" for seed in seeds), "mean"])
+    for label, by_seed in found.items():
+        mean = t_interval([one.value for one in by_seed.values()]) if len(by_seed) > 1 else None
+        cells = (*map(by_seed.get, seeds), mean)
+        yield _line(label, ["" if one is None else _interval(one) for one in cells])
 
 
 def _single(
@@ -450,7 +453,14 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "agentps": ("agentps", lambda figures: _variants(figures, *PAIRS)),
     "agentps, on a CPU": ("agentps", lambda figures: _variants(figures, *PAIRS_ON_CPU)),
     "agentps, memes": ("agentps", lambda figures: _variants(figures, *MEMES)),
-    "agentps over vanilla, memes": ("agentps", lambda figures: _over_vanilla(figures, *MEMES)),
+    "agentps over vanilla, memes": (
+        "agentps",
+        lambda figures: _over_way(figures, *MEMES, reference="vanilla", metrics=AUC_AND_RECALL),
+    ),
+    "over agentps": (
+        "agentps",
+        lambda figures: _over_way(figures, *PAIRS_ON_CPU, reference="agentps", metrics={"AUC": "auc"}),
+    ),
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
     "agent forms": ("agents", _forms),
     "serve": ("serve", lambda figures: _single(figures, SERVE)),

@@ -48,13 +48,13 @@ def test_differences_are_those_of_the_same_seed():
     assert lines[over + 2][:2] == ["agentps", "+9.0"]
 
 
-def test_ways_are_compared_with_vanilla_on_the_same_posts(tmp_path):
+def test_ways_are_compared_with_vanilla_and_agentps_on_the_same_posts(tmp_path):
     cells = agentps.TRAINED[0]._replace(ways=("vanilla", "multitask", "agentps"))
     args = options("--work", str(tmp_path), "--precision", "bfloat16")
     random = np.random.default_rng(0)
     truth = random.random(300) < 0.4
     (tmp_path / "scores").mkdir()
-    for way, known in (("vanilla", 0.5), ("agentps", 2.0)):
+    for way, known in (("vanilla", 0.5), ("multitask", 1.0), ("agentps", 2.0)):
         scores = expit(known * truth + random.normal(size=300))
         kept = tmp_path / "scores" / f"{cells.dataset}, {cells.n}, 1, {way}, bfloat16.npz"
         np.savez(kept, truth=truth, scores=scores)
@@ -62,10 +62,17 @@ def test_ways_are_compared_with_vanilla_on_the_same_posts(tmp_path):
     for _ in range(2):  # what is there is not measured again
         agentps._compare(cells, 1, figures, args)
         agentps._compare(cells, 2, figures, args)  # has no scores
-    assert {one.method for one in figures.figures} == {"agentps, bfloat16 over vanilla, bfloat16"}
-    found = {one.metric: one.value for one in figures.figures}
-    assert len(found) == len(figures.figures)
-    assert 0.1 < found["auc_low"] < found["auc"] < found["auc_high"] < 0.5
+    found = {
+        (one.method.replace(", bfloat16", ""), one.metric.removeprefix("auc")): one.value
+        for one in figures.figures if one.metric.startswith("auc")
+    }  # fmt: skip
+    assert {method for method, _ in found} == {
+        "multitask over vanilla", "agentps over vanilla", "multitask over agentps"
+    }  # fmt: skip
+    assert len({(one.method, one.metric) for one in figures.figures}) == len(figures.figures)
+    assert found["multitask over agentps", "_high"] < 0 < found["multitask over vanilla", "_low"]
+    found = {metric: value for (method, metric), value in found.items() if method == "agentps over vanilla"}
+    assert 0.1 < found["_low"] < found[""] < found["_high"] < 0.5
     assert {one.seed for one in figures.figures} == {1}
 
 

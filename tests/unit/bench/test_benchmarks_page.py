@@ -71,13 +71,20 @@ def test_what_a_variant_has_over_vanilla_is_told_by_seed_and_in_the_mean():
                 Figure("agentps", "memes", "agentps, x over vanilla, x", 40, seed, metric + end, value)
                 for end, value in values.items()
             )
-    head, _, *lines = page._over_vanilla(made, "memes", 40, ", x")
-    assert head == "| points over vanilla | agentps: AUC | agentps: recall at precision .60 |"
+    head, _, *lines = page._over_way(
+        made, "memes", 40, ", x", reference="vanilla", metrics=page.AUC_AND_RECALL
+    )
+    assert head == "| points over vanilla | seed 0 | seed 1 | mean |"
     assert lines == [
-        "| seed 0 | +2.0 [1.0, 5.0] | +2.0 [1.0, 5.0] |",
-        "| seed 1 | +4.0 [3.0, 7.0] | +4.0 [3.0, 7.0] |",
-        "| mean | +3.0 [-9.7, 15.7] | +3.0 [-9.7, 15.7] |",
+        "| agentps, AUC | +2.0 [1.0, 5.0] | +4.0 [3.0, 7.0] | +3.0 [-9.7, 15.7] |",
+        "| agentps, recall at precision .60 | +2.0 [1.0, 5.0] | +4.0 [3.0, 7.0] | +3.0 [-9.7, 15.7] |",
     ]
+    made.add(
+        Figure("agentps", "memes", "multitask, x over vanilla, x", 40, 1, "auc" + end, 0.01)
+        for end in ("", "_low", "_high")
+    )
+    _, _, first, _ = page._over_way(made, "memes", 40, ", x", reference="vanilla", metrics={"AUC": "auc"})
+    assert first == "| multitask | | +1.0 [1.0, 1.0] | |"
 
 
 def test_a_page_without_the_marks_of_a_table_is_refused():
