@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import typer
@@ -19,6 +21,9 @@ from selftrain.cli.guard import guarded
 
 if TYPE_CHECKING:
     from typer._click import Command, Context
+
+
+_EMPTY = re.compile("--[a-z-]+=")  # an option without its value
 
 
 class Listed(NamedTuple):
@@ -81,6 +86,16 @@ class CommandLine(TyperGroup):
         """Return what help and completion need of a command: its name and its line."""
         found = _entry(cmd_name)
         return found and TyperCommand(found.name, help=found.help, rich_help_panel=found.panel)
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Refuse an empty argument, which as a path would be the current folder; take the rest as usual."""
+        for before, one in pairwise([str(ctx.info_name), *args]):
+            if (not one or _EMPTY.fullmatch(one)) and not ctx.resilient_parsing:
+                found = one.rstrip("=") or (
+                    before if before.startswith("-") else f"an argument after {before}"
+                )
+                ctx.fail(f"{found} is empty: expected a value. Of a shell's variable: is it set?")
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         """Load the command that the arguments begin with."""

@@ -254,9 +254,14 @@ def read_columns(given: Sequence[str]) -> dict[str, str]:
 
 
 def read_pairs(given: Sequence[str], name: str, expected: str) -> dict[str, str]:
-    """Return key -> value of what an option that is given as KEY=VALUE says."""
-    pairs = [(one, *one.partition("=")) for one in given]
-    for one, key, _, value in pairs:
-        if not (key and value):
+    """Return key -> value of what an option that is given as KEY=VALUE says, at most once for each key."""
+    found: dict[str, str] = {}
+    for one in given:
+        key, _, value = one.partition("=")
+        if not (key.strip() and value):
             raise typer.BadParameter(f"{name} {one}: expected {expected}")
-    return {key.strip(): value for _, key, _, value in pairs}
+        if found.setdefault(key.strip(), value) != value:
+            raise typer.BadParameter(
+                f"{name} {one}: {key.strip()} is {found[key.strip()]} in another {name}; expected it once"
+            )
+    return found

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
 from selftrain import cli
 from selftrain._util.deferred import DeferredModule
 from selftrain._util.printable import printable
 from selftrain.cli.commands import ENTRIES, load
+from selftrain.cli.options import read_pairs
 
 TREES = [
     ("selftrain.errors", "RunStateError"),
@@ -311,3 +313,29 @@ def test_a_reader_that_goes_away_is_no_error(small_run):
     script = f"set -o pipefail; (sleep 0.2; {command}; echo $? >&2) | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr.split() == ["141"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["agentps", "train", "posts.jsonl", "--out", ""], "--out is empty"),
+        (["run", "recipe.toml", "--out="], "--out is empty"),
+        (["agentps", "train", "", "--out", "model"], "an argument after train is empty"),
+        ([""], "an argument after selftrain is empty"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(typed, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(typed) == 2
+    assert f"error: {named}: expected a value" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["--column", "--decide"])
+def test_two_values_for_one_key_are_refused_and_one_twice_is_one(name):
+    assert read_pairs(["label=class", "label=class", "text=body"], name, "A=B") == {
+        "label": "class",
+        "text": "body",
+    }
+    with pytest.raises(typer.BadParameter, match=f"label is class in another {name}; expected it once"):
+        read_pairs(["label=class", "label=kind"], name, "A=B")
