@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -91,9 +92,14 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise ValueError(f"device {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'")
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        seen = (
+            f"{torch.cuda.device_count()} GPU(s), numbered from 0" if torch.cuda.is_available() else "no GPU"
+        )
+        raise ValueError(f"device {device!r} asked for, but torch sees {seen}; use 'cpu' or 'auto'")
     if dtype == "auto":
         dtype = "fp32"
         if where.type == "cuda":

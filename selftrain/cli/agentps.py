@@ -64,8 +64,8 @@ def _check_device(name: str) -> str:
     """Return where to compute."""
     try:
         return str(loading.place(name).device)
-    except (ValueError, RuntimeError) as error:
-        raise SelftrainError(f"--device {name}: {error}") from error
+    except ValueError as error:
+        raise SelftrainError(f"--device: {error}") from error
 
 
 @app.command(

@@ -81,6 +81,15 @@ def test_a_model_is_a_scorer(place):
         assert one.probs == pytest.approx(rows[post.id]["probabilities"], abs=1e-4)
 
 
+def test_a_device_that_torch_lacks_is_told_in_one_line(place, tmp_path, capsys):
+    words = ["agentps", "predict", str(place / "model"), str(place / "posts.jsonl")]
+    for device in ("gpu", "meta", "cuda:x"):
+        assert main([*words, "--out", str(tmp_path / "scored.jsonl"), "--device", device]) == 2
+        told = f"error: --device: device {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'\n"
+        assert capsys.readouterr().err == told
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_common_command_predicts_with_it_too(place, tmp_path):
     model, manifest = str(place / "model"), str(place / "posts.jsonl")
     for command in (["predict"], ["agentps", "predict"]):
