@@ -18,7 +18,7 @@ from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of, ex
 from selftrain.agentps.decisions import Decisions, decided, full_report, set_goals, with_answers
 from selftrain.agentps.evaluate import ScoredPost, question_scores, score
 from selftrain.data.model_answers import PROVENANCE
-from selftrain.data.posts import Post
+from selftrain.data.posts import Post, check_posts
 from selftrain.models.predictor import Prediction, ValidationScores
 from selftrain.store import checksums
 from selftrain.store.run_dir import read_jsonl
@@ -61,6 +61,7 @@ class AgentPSPredictor:
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
+        check_posts(posts)
         scored = predict(self._loaded, posts, batch_size=self._batch_size, device=self._device)
         return [to_prediction(self._loaded.built.questions, one) for one in scored]
 

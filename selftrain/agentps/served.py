@@ -56,7 +56,7 @@ from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.frames import load_frames
 from selftrain.agentps.predict import to_example, to_prediction, warn_of_notes
 from selftrain.agentps.recipe import ModelSettings
-from selftrain.data.posts import Post
+from selftrain.data.posts import Post, check_posts
 from selftrain.data.task import load_task
 from selftrain.errors import MediaError, ModelError, ServingError
 from selftrain.models.predictor import Prediction
@@ -135,6 +135,7 @@ class ServedModel:
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; raises as `score`."""
+        check_posts(posts)
         read = (to_example(post, self.asked) for post in posts)
         return [to_prediction(self.asked, one) for one in self.score(read)]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from selftrain.errors import DataError
 
 MAX_IMAGES = 16
 MAX_ALBUM = 256  # of albums that are sampled into frames
@@ -27,3 +29,30 @@ class Post:
     extra: Mapping[str, Any] = field(default_factory=dict)
     # absolute path, inside the manifest's folder, or None; AgentPS samples it into frames
     video: Path | None = None
+
+
+def check_posts(given: object) -> None:
+    """Raise DataError for what is no sequence of posts, as code without a type checker may hand over.
+
+    Of a post what a model reads is checked: its text, and that pictures and video are paths.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise DataError(f"posts is a {type(given).__name__}; expected a list of posts: {_MADE}")
+    for place, post in enumerate(given):
+        if not isinstance(post, Post):
+            raise DataError(f"posts[{place}] is a {type(post).__name__}; expected a post: {_MADE}")
+        if not isinstance(post.text, str):
+            raise DataError(f"posts[{place}].text is a {type(post.text).__name__}; expected a str: {_MADE}")
+        if not isinstance(post.images, tuple | list):
+            raise DataError(
+                f"posts[{place}].images is a {type(post.images).__name__}; expected a tuple: {_MADE}"
+            )
+        for path in (*post.images, *([] if post.video is None else [post.video])):
+            if not isinstance(path, Path):
+                raise DataError(
+                    f"posts[{place}] has {path!r}, a {type(path).__name__}, for a picture or video; expected"
+                    f" a pathlib.Path: {_MADE}"
+                )
+
+
+_MADE = 'st.Post("n1", "its text", images=(Path("a.png"),))'

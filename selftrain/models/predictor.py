@@ -13,7 +13,7 @@ import numpy as np
 
 from selftrain._util.numeric import log_odds, sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json, LabelArray
-from selftrain.data.posts import Post
+from selftrain.data.posts import Post, check_posts
 from selftrain.errors import RunMismatchError
 from selftrain.store.scores import read_scores
 
@@ -100,6 +100,7 @@ class Predictor(Protocol):
             posts: Any number, ids need not differ; labels are not read. Memory is bounded by the results.
 
         Raises:
+            DataError: Something is no post; see `check_posts`.
             TrainingError: The device is out of memory.
         """
         ...
@@ -146,6 +147,7 @@ def in_chunks(
     predict: Callable[[Sequence[Post]], list[Prediction]], posts: Sequence[Post], size: int
 ) -> list[Prediction]:
     """Predict `size` posts at a time, so that no more rows or pixels than theirs are in memory."""
+    check_posts(posts)
     return [one for start in range(0, len(posts), size) for one in predict(posts[start : start + size])]
 
 

@@ -19,7 +19,7 @@ from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array
 from selftrain.config import Recipe, stored_recipe
 from selftrain.data.features import encode, extract_features
-from selftrain.data.posts import Post
+from selftrain.data.posts import Post, check_posts
 from selftrain.data.preparation import cache_folder
 from selftrain.models import finetune_network, predictor
 from selftrain.models.calibration import Calibration, probabilities
@@ -123,6 +123,7 @@ class RunPredictor:
         """See `Predictor.predict`; raises CacheError too where features are cached."""
         if not self.cached:
             return predictor.in_chunks(self._predict, posts, _CHUNK)
+        check_posts(posts)
         section = self.recipe.backbone
         table = extract_features(
             posts, self.backbone, cache_folder(section),

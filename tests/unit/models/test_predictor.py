@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from report_helpers import by_hand
 
+from selftrain.agentps.predict import AgentPSPredictor
+from selftrain.agentps.served import ServedModel
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
-from selftrain.errors import RunStateError, ServingError
+from selftrain.errors import DataError, RunStateError, ServingError
 from selftrain.models.calibration import probabilities
 from selftrain.models.head import FORMATS
 from selftrain.models.model_file import read_model, write_model
@@ -95,6 +97,26 @@ def test_a_video_is_not_passed_over_in_silence(predictor, posts, tmp_path):
     assert not results[0].label
     assert "video" in results[0].reason
     assert results[1].label
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["text"], r"posts\[0\] is a str; expected a post"),
+        ("text", "posts is a str; expected a list of posts"),
+        (Post("n1", "text"), "posts is a Post; expected a list of posts"),
+        ([Post("n1"), Post("n2", None)], r"posts\[1\].text is a NoneType; expected a str"),
+        ([Post("n1", "text", "a.png")], r"posts\[0\].images is a str; expected a tuple"),
+        ([Post("n1", "text", ("a.png",))], r"posts\[0\] has 'a.png', a str, .* expected a pathlib.Path"),
+        ([Post("n1", "text", video="a.mp4")], r"posts\[0\] has 'a.mp4', a str, .* expected a pathlib.Path"),
+    ],
+)
+def test_what_is_no_post_is_refused_by_its_place(given, told, predictor, exported):
+    cached = replace(predictor, cached=True)  # rows by id
+    asked = AgentPSPredictor.__new__(AgentPSPredictor), ServedModel.__new__(ServedModel)
+    for model in (predictor, cached, load_predictor(exported), *asked):
+        with pytest.raises(DataError, match=told):
+            model.predict(given)
 
 
 def test_the_fingerprint_follows_the_weights(small_run, predictor, tmp_path):
