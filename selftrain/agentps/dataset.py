@@ -219,7 +219,7 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
 def _of_run(run: Path, sources: SourceSettings, seed: int) -> LabelledPosts:
     """Read the grown dataset to train on, and what validates: a manifest of its own, else the run's posts."""
     folder = RunFolder(run)
-    files = folder.recipe()["data"]
+    files = folder.data_section()
     own_task = folder.path / "task.toml"
     task = load_task(sources.task or (own_task if own_task.exists() else Path(files["task"])))
     grown = {str(row["id"]): row for row in read_jsonl(folder.path / "grown.jsonl")}
@@ -268,7 +268,7 @@ def _scored(folder: RunFolder, split: str) -> dict[str, str]:
 def run_test_posts(run: Path, task: Task, sources: SourceSettings) -> list[Post]:
     """Return the test posts of a run, which nothing was chosen or learned by; none where it has none."""
     folder = RunFolder(run)
-    files, tested = folder.recipe()["data"], _scored(folder, "test")
+    files, tested = folder.data_section(), _scored(folder, "test")
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
     named = [local_path(files[name]) for name in ("manifest", "test") if files.get(name) is not None]
     posts = {post.id: post for file in named for post in read_posts(file, task, sources)[0]}

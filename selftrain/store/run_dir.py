@@ -261,6 +261,16 @@ class RunFolder:
                 f"{self.recipe_path} cannot be read ({error}): the run folder is damaged"
             ) from error
 
+    def data_section(self) -> Json:
+        """Return what the resolved recipe says of the data; RunStateError where it is not that of a run."""
+        found = self.recipe().get("data")
+        if not isinstance(found, dict) or not {"manifest", "task"} <= found.keys():
+            raise RunStateError(
+                f"{self.recipe_path} names no manifest and task, so {self.path} is not a run folder:"
+                " `selftrain run RECIPE --out DIR` makes one"
+            )
+        return found
+
     def environment(self) -> RunEnvironment:
         """Return what the run was made with."""
         file = self.path / "environment.json"
