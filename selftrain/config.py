@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from backbones.images import MAX_PIXELS
 from selftrain._util.plugins import choices, is_own
-from selftrain._util.toml_sections import Section, TablePath, read_table
+from selftrain._util.toml_sections import TABLE, WORD, WORD_OR_TABLE, Section, TablePath, read_table
 from selftrain.errors import RecipeError, RunStateError
 from selftrain.store.run_dir import RunFolder
 
@@ -237,7 +237,10 @@ class SelectionSection(PartSection):
     kind: str = "top_k"  # left out, it is "uncertain" unless the rule is "unanimous"
     k: int = Field(500, ge=1)
     # a quota for each class; left out, it is "equal" for top_k and "any" (none) for the others
-    shares: Literal["equal", "natural", "any"] | dict[str, float] = "equal"
+    shares: Annotated[
+        Annotated[Literal["equal", "natural", "any"], WORD] | Annotated[dict[str, float], TABLE],
+        WORD_OR_TABLE,
+    ] = "equal"
     mix: dict[str, float] | None = None  # mixed: shares of "uncertain", "random" and "confident"
     # posts once found divergent may be chosen again: agents that learn may think otherwise by then
     reselect_divergent: bool = True

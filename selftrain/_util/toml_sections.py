@@ -12,7 +12,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     PlainSerializer,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -34,6 +36,11 @@ TablePath = Annotated[Path, BeforeValidator(local_path), PlainSerializer(url_or_
 """A table to read: a path, or the URL of an object, which is then what is written of it again."""
 
 
+# of the two branches of a value that is a word or a table; a fault is one of its own branch alone
+WORD, TABLE = Tag("(a word)"), Tag("(a table)")
+WORD_OR_TABLE = Discriminator(lambda given: (TABLE if isinstance(given, Mapping) else WORD).tag)
+
+
 class Section(BaseModel):
     """A table of the recipe. An unknown key is an error: a typing slip must not become a default."""
 
@@ -44,9 +51,11 @@ class Section(BaseModel):
     def _no_number(cls, value: object, info: ValidationInfo) -> object:
         """Refuse true and false where a number is expected: pydantic takes them for 1 and 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
-        other = _holds(bool, kind) or _holds(str, kind)  # a table's keys are texts
-        if isinstance(value, bool) and not other and (_holds(int, kind) or _holds(float, kind)):
-            raise ValueError(f"it is {str(value).lower()}; expected a number")
+        inner = isinstance(value, Mapping | list)  # within it a table's keys are texts, and not it
+        other = _holds(bool, kind) or (not inner and _holds(str, kind))
+        found = next(_switches(value), None)
+        if found is not None and not other and (_holds(int, kind) or _holds(float, kind)):
+            raise ValueError(f"{'there' if inner else 'it'} is {str(found).lower()}; expected a number")
         return value
 
     @model_validator(mode="after")
@@ -112,6 +121,15 @@ def _path_keys(kind: type[Section]) -> Iterator[tuple[str, str]]:
                     yield name, key
 
 
+def _switches(value: object) -> Iterator[bool]:
+    """Yield true and false out of a value, a list or a table, at any depth."""
+    if isinstance(value, bool):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _switches(one)
+
+
 def _holds(wanted: type, kind: object) -> bool:
     """Return whether a declared type is `wanted`, or has it among its parts."""
     return kind is wanted or any(_holds(wanted, part) for part in get_args(kind))
@@ -156,7 +174,10 @@ def _faults(error: ValidationError) -> str:
 
 
 def _fault(fault: Any) -> str:  # noqa: ANN401 -- pydantic's record of one
-    place = ".".join(str(part)[:80] for part in fault["loc"]) or "recipe"
+    parts = [part for part in fault["loc"] if part not in (WORD.tag, TABLE.tag)]
+    place = ".".join(str(part)[:80] for part in parts) or "recipe"
     found = "" if fault["type"] in ("missing", "value_error") else f" (found {shorten(fault['input'])})"
     told = fault["msg"].removeprefix("Value error, ")
+    if fault["loc"][-1:] == (WORD.tag,):
+        told += ", or a table of numbers"
     return f"  {place}: {told}{found}{_WRITTEN.get(fault['type'], '')}"

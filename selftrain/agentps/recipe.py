@@ -14,7 +14,7 @@ from backbones.mllm import smollm2_efficientnet
 from backbones.mllm.answering import ASKING, Attention, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
-from selftrain._util.toml_sections import Section, TablePath, read_table
+from selftrain._util.toml_sections import TABLE, WORD, WORD_OR_TABLE, Section, TablePath, read_table
 from selftrain.agentps.frames import Frames
 from selftrain.data.manifest import Tolerance
 from selftrain.errors import RecipeError
@@ -30,6 +30,9 @@ METRICS = (
 
 Divisor = Literal["posts", "expected", "answers"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ClassWeights = Annotated[
+    Annotated[Literal["balanced"], WORD] | Annotated[dict[str, Weight], TABLE], WORD_OR_TABLE
+]
 
 
 def check_names(found: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -142,7 +145,7 @@ class TrainingSettings(Section):
     weights: dict[str, Weight] = Field(default_factory=dict)
     # question -> weight of each answer in its loss: "balanced", so that every answer weighs alike however
     # many posts have it, or numbers, 1 for answers not named
-    class_weights: dict[str, Literal["balanced"] | dict[str, Weight]] = Field(default_factory=dict)
+    class_weights: dict[str, ClassWeights] = Field(default_factory=dict)
     # what a question's loss is divided by: the posts of the step, so that every post weighs alike (published,
     # where every post answers); the posts expected to answer it; or those that do
     divisor: Divisor = "posts"

@@ -25,7 +25,7 @@ from selftrain.agentps.recipe import SourceSettings, load_agentps_recipe
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, TaskClass, dump_task, load_task
-from selftrain.errors import DataError, RecipeError, SplitError, TaskError
+from selftrain.errors import DataError, RecipeError, RunStateError, SplitError, TaskError
 from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
@@ -445,6 +445,9 @@ def test_recipes():
             load_agentps_recipe(None, [wrong])
     with pytest.raises(RecipeError, match=r"training\.patience: it is true; expected a number"):
         load_agentps_recipe(None, ["training.patience=true"])
+    for key, given in (("weights", "{final=true}"), ("class_weights", "{final={rude=true}}")):
+        with pytest.raises(RecipeError, match=rf"training\.{key}: there is true; expected a number"):
+            load_agentps_recipe(None, [f"training.{key}={given}"])
     for wrong in ("model.rounds=true", "model.fed=true"):
         with pytest.raises(RecipeError, match="the variant 'vanilla'"):
             load_agentps_recipe(None, ["model.variant=vanilla", wrong])
@@ -569,3 +572,10 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
     assert (np.abs(mean - wanted).max(1) <= 4 * error + 1e-6).all()
     with pytest.raises(RecipeError, match="expected one of"):
         load_posts(SourceSettings(run=run, reviews="another"), 0)
+
+
+@pytest.mark.parametrize("recipe", ["[model]\nrank = 4\n", 'data = "x"\n', '[data]\nmanifest = "x"\n'])
+def test_a_folder_with_another_recipe_is_no_run(recipe, tmp_path):
+    (tmp_path / "recipe.toml").write_text(recipe)
+    with pytest.raises(RunStateError, match=r"names no manifest and task, so .* is not a run folder"):
+        load_posts(SourceSettings(run=tmp_path), 0)

@@ -546,6 +546,20 @@ def test_weights_of_what_is_not_asked_are_refused(given, words):
         TrainingSettings(class_weights=given).answer_weights(counts)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ('"ballanced"', "final: Input should be 'balanced', or a table of numbers (found 'ballanced')"),
+        ('{rude = "x"}', "final.rude: Input should be a valid number"),
+        ("3", "final: Input should be 'balanced', or a table of numbers (found 3)"),
+    ],
+)
+def test_a_fault_of_an_answers_weights_is_told_once(given, told):
+    with pytest.raises(RecipeError, match=r"has 1 fault\(s\)") as caught:
+        load_agentps_recipe(None, [f"training.class_weights.final={given}"])
+    assert told in str(caught.value)
+
+
 def test_a_question_without_answers_is_no_division_by_nothing():
     counts = {"tone": {"angry": 0, "calm": 0}, "final": {"rude": 1, "kind": 3}}
     assert TrainingSettings(class_weights={"tone": "balanced"}).answer_weights(counts)[0] == [1.0, 1.0]
