@@ -140,6 +140,11 @@ def from_run(
             " start it without accelerate. To train with several, take the answers that `selftrain annotate`"
             " writes: accelerate launch ... -m selftrain agentps train RUN --set data.process=ANSWERS"
         )
+    if run.is_file():
+        raise SelftrainError(
+            f"{run} is a file; expected the folder of a finished run. Of a manifest `selftrain annotate`"
+            " writes the answers, and `selftrain agentps train MANIFEST --task FILE` learns from them"
+        )
     made = recipes.load_agentps_recipe(recipe, overrides, source=run)
     checkpoint.check_out(out, trained=True)
     found = dataset.load_posts(made.data, made.seed)

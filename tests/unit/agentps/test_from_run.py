@@ -155,6 +155,14 @@ def test_a_question_that_is_not_asked_is_said_before_anything_is_paid_for(
     assert not backend.requests
 
 
+def test_a_manifest_in_the_place_of_the_run_is_said(run_with_questions, tmp_path, capsys):
+    manifest = run_with_questions.parent / "data" / "manifest.jsonl"
+    words = ["agentps", "from-run", str(manifest), "--server", "http://127.0.0.1:9"]
+    assert main([*words, "--out", str(tmp_path / "model")]) == 2
+    assert "is a file; expected the folder of a finished run" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_test_posts_that_are_gone_are_said_before_anything_is_paid_for(
     run_with_questions, backend, tmp_path, capsys
 ):
