@@ -10,6 +10,9 @@ and a typing error are answered at once because the modules that do the work are
 from __future__ import annotations
 
 import builtins
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -27,7 +30,30 @@ class DeferredModule:
         self._path = path
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever the module holds
+        if self._path not in sys.modules:
+            with _whole():
+                import_module(self._path)
         return getattr(import_module(self._path), name)
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended.
+
+    Within an import of torch or numpy C code takes the exception for a failure of its own: what is half
+    imported then fails in other words, or the process aborts.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    held = list[int]()
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Package:

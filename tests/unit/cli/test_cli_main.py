@@ -217,6 +217,19 @@ def test_a_deferred_module_is_imported_when_something_of_it_is_asked_for():
     assert done.stdout.split() == ["False", "read_manifest", "True", "selftrain.data.nothing"]
 
 
+def test_ctrl_c_within_an_import_counts_when_it_has_ended(tmp_path, monkeypatch):
+    (tmp_path / "half_imported.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n"
+        "    raise RecursionError from None  # as what C code swallows is told\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        _ = DeferredModule("half_imported").whole
+    assert DeferredModule("half_imported").whole
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_what_is_deferred_is_there():
     for file in Path(cli.__file__).parent.glob("*.py"):
         names = vars(importlib.import_module(f"selftrain.cli.{file.stem}")).values()
