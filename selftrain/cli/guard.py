@@ -50,7 +50,10 @@ def _interruptible() -> Iterator[None]:
         # to the main thread itself, which may be waiting in the system by then
         later = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         later.daemon = True
-        later.start()
+        try:
+            later.start()
+        except KeyboardInterrupt:  # on a busy machine it comes before this hook has ended, and is dropped too
+            again(what)
 
     sys.unraisablehook = again
     try:

@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -89,13 +90,22 @@ def test_ctrl_c_while_the_words_are_read_is_said_too(place, monkeypatch, capsys)
     assert capsys.readouterr().err.startswith("\ninterrupted: what was finished is kept")
 
 
-def test_ctrl_c_counts_where_python_would_drop_it(monkeypatch, capsys):
+@pytest.mark.parametrize("early", [0, 2])  # how often it comes again before the hook has ended
+def test_ctrl_c_counts_where_python_would_drop_it(early, monkeypatch, capsys):
+    begin, left = threading.Timer.start, [KeyboardInterrupt] * early
+
+    def begun(timer):
+        if left:
+            raise left.pop()
+        begin(timer)
+
     def reading(file, task, *, columns):
         place = Collected()
         del place
         time.sleep(30)
 
     before = sys.unraisablehook
+    monkeypatch.setattr(threading.Timer, "start", begun)
     monkeypatch.setattr("selftrain.data.manifest.read_manifest", reading)
     assert cli.main(["data", "check", "file.jsonl"]) == 130
     assert capsys.readouterr().err.startswith("\ninterrupted: what was finished is kept")
