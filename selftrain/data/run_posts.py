@@ -69,7 +69,7 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
         RunStateError: No run folder, or a damaged one.
     """
     missing, found = {post_id.strip(): post_id for post_id in wanted}, dict[str, FoundPost]()
-    section: dict[str, Any] = folder.data_section()
+    section: dict[str, Any] = folder.recipe().get("data", {})
     for path in (local_path(section[name]) for name in MANIFESTS if name in section):
         try:
             rows = Rows(path, None, columns=section.get("columns"), videos=False)
