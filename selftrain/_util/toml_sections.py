@@ -50,11 +50,13 @@ class Section(BaseModel):
     @classmethod
     def _no_number(cls, value: object, info: ValidationInfo) -> object:
         """Refuse true and false where a number is expected: pydantic takes them for 1 and 0."""
+        found = next(_switches(value), None)
+        if found is None:
+            return value
         kind = cls.model_fields[str(info.field_name)].annotation
         inner = isinstance(value, Mapping | list)  # within it a table's keys are texts, and not it
         other = _holds(bool, kind) or (not inner and _holds(str, kind))
-        found = next(_switches(value), None)
-        if found is not None and not other and (_holds(int, kind) or _holds(float, kind)):
+        if not other and (_holds(int, kind) or _holds(float, kind)):
             raise ValueError(f"{'there' if inner else 'it'} is {str(found).lower()}; expected a number")
         return value
 

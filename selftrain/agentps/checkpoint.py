@@ -46,8 +46,9 @@ from selftrain.store.run_dir import RunFolder
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
 VALIDATION, METRICS, RECIPE = "validation.jsonl", "metrics.json", "training.toml"
+QUARANTINE, PAGE = "quarantine.jsonl", "report.html"
 # what training and measuring write, and people call their own files too
-_WRITTEN = (TASK, VALIDATION, METRICS, "quarantine.jsonl", "report.html")
+_WRITTEN = (TASK, VALIDATION, METRICS, QUARANTINE, PAGE)
 FORMAT = 4
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's

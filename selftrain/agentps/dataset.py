@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -332,11 +332,11 @@ def _soft_target(post: Post, names: Sequence[str], without: float) -> Target:
 
 def _are_probs(values: Collection[object]) -> bool:
     """Return whether these are probabilities of all there is, as far as rounded ones add up to 1."""
-    numbers = [value for value in values if isinstance(value, int | float) and _is_prob(value)]
+    numbers = [value for value in values if _is_prob(value)]
     return len(numbers) == len(values) and abs(sum(numbers) - 1) <= 1e-3
 
 
-def _is_prob(value: object) -> bool:
+def _is_prob(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 

@@ -230,14 +230,15 @@ def check_both(questions: QuestionSet, found: int, posts: int) -> None:
 def headline(questions: QuestionSet, scored: Sequence[ScoredPost]) -> Json:
     """Return metrics of the final question without intervals, and macro-F1 of each; as `check_both`."""
     *process, final = question_scores(questions, scored)
+    found, posts = int(final.found.sum()), len(final.ids)
     left_out = [one for one in scored if one.reason]
-    if left_out and int(final.found.sum()) in (0, len(final.ids)):
+    if left_out and found in (0, posts):
         raise DataError(
             f"{len(left_out)} of {len(scored)} validation posts have no answers, the first is"
             f" {left_out[0].example.id!r} ({left_out[0].reason}), and the others are of one class alone"
         )
-    check_both(questions, int(final.found.sum()), len(final.ids))
-    result: Json = {"posts": len(final.ids)} | threshold_metrics(final.found, final.scores)
+    check_both(questions, found, posts)
+    result: Json = {"posts": posts} | threshold_metrics(final.found, final.scores)
     if len(final.question.answers) > 2:
         result |= final.all_answers()
     return result | {

@@ -26,7 +26,7 @@ from backbones.prefetch import read_ahead, workers_for
 from losses.process import answer_sums, process_loss
 from selftrain._util.types import IntArray, Json
 from selftrain.agentps import checkpoint, dataset, sharding
-from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS
+from selftrain.agentps.checkpoint import PROGRESS, QUARANTINE, WEIGHTS
 from selftrain.agentps.model import Built, CollatedPosts, Collator, part_sizes, stack_targets
 from selftrain.agentps.recipe import TrainingSettings
 from selftrain.errors import QuarantineError, TrainingError
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-QUARANTINE = "quarantine.jsonl"
 
 # posts of so many steps are sorted by length together, a quarter of an epoch at most: little of what is
 # computed pads, and posts meet others in the next epoch
@@ -393,15 +392,7 @@ def train(
         compile_blocks(built.base.module)
     order = Order(built.collator.lengths(posts), settings.batch_size, seed)
     steps = order.steps_per_epoch * settings.epochs
-    longest = int(order.lengths.max())
-    if 0 < built.base.positions < longest:
-        logger.warning(
-            "the longest post has %s tokens with its pictures, and %s was made for %s: what lies beyond is"
-            " hardly understood. Lower frames.count or the frames' size, or model.max_tokens",
-            f"{longest:,}", built.base.name, f"{built.base.positions:,}",
-        )  # fmt: skip
-    if signed and not settings.non_negative:
-        logger.warning("training.non_negative is off: the loss of reviewed posts has no lower bound")
+    _warn(built, order, unbounded=signed and not settings.non_negative)
     stepper = _Stepper(
         built, posts, order,
         settings=settings, seed=seed, signed=signed, folder=folder, max_unread=max_unread, validate=validate,
@@ -425,6 +416,19 @@ def train(
         )  # fmt: skip
     accelerator.wait_for_everyone()
     return results
+
+
+def _warn(built: Built, order: Order, *, unbounded: bool) -> None:
+    """Say before the first step what may go wrong with it."""
+    longest = int(order.lengths.max())
+    if 0 < built.base.positions < longest:
+        logger.warning(
+            "the longest post has %s tokens with its pictures, and %s was made for %s: what lies beyond is"
+            " hardly understood. Lower frames.count or the frames' size, or model.max_tokens",
+            f"{longest:,}", built.base.name, f"{built.base.positions:,}",
+        )  # fmt: skip
+    if unbounded:
+        logger.warning("training.non_negative is off: the loss of reviewed posts has no lower bound")
 
 
 def _pace(settings: TrainingSettings, steps_per_epoch: int) -> train_loop.Pace:

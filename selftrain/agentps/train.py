@@ -294,11 +294,11 @@ def _begin(out: Path, recipe: AgentPSRecipe, found: dataset.LabelledPosts) -> No
     """Write what the folder says before the first step."""
     _write_recipe(out, recipe)
     dump_task(found.task, out / checkpoint.TASK)
-    before = (out / steps.QUARANTINE).exists()
-    noted = read_jsonl(out / steps.QUARANTINE) if before else []
+    before = (out / checkpoint.QUARANTINE).exists()
+    noted = read_jsonl(out / checkpoint.QUARANTINE) if before else []
     rows = [*found.quarantine, *(row for row in noted if row["kind"] == "picture")]
     if rows or before:
-        atomic.write_jsonl(out / steps.QUARANTINE, rows)
+        atomic.write_jsonl(out / checkpoint.QUARANTINE, rows)
 
 
 def _write_recipe(out: Path, recipe: AgentPSRecipe) -> None:

@@ -106,7 +106,8 @@ class VisionCache:
         wanted = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
         store = self._store(name)
         with store.writing():
-            new = store.find(wanted) < 0  # another process may have kept some of them by now
+            places = store.find(wanted)  # another process may have kept some of them by now
+            new = np.flatnonzero(places < 0)
             taken = sum(file.stat().st_size for file in self._folder.glob("*/*"))
             self._full = taken + words[new].nbytes > self._limit
             if self._full:
@@ -115,8 +116,9 @@ class VisionCache:
                     " every epoch", self._folder, self._limit / 1e9,
                 )  # fmt: skip
                 return
-            store.append([keys[place] for place in np.flatnonzero(new)], words[new])
-        self._known |= {key: (name, row) for key, row in zip(keys, store.find(wanted).tolist(), strict=True)}
+            first = store.append([keys[one] for one in new], words[new])
+        places[new] = first + np.arange(len(new))
+        self._known |= {key: (name, row) for key, row in zip(keys, places.tolist(), strict=True)}
 
     def _store(self, name: str) -> FeatureStore:
         if name not in self._stores:

@@ -106,7 +106,7 @@ def train(
     )
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one prints
         return
-    model_page.write_report(out, out / "report.html")
+    model_page.write_report(out, out / checkpoint.PAGE)
     _print_metrics(out / checkpoint.METRICS)
     if merge is not None:
         checkpoint.merge_adapters(trained, merge)
@@ -159,7 +159,7 @@ def from_run(
         _ask(found, annotation.annotation_settings(None, servers, token_cap), file)
         data = data.model_copy(update={"process": file})
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
-    model_page.write_report(out, out / "report.html")
+    model_page.write_report(out, out / checkpoint.PAGE)
     if tested:
         measured = _Measured([*enumerate(tested, 1)], f"the test posts of {run}", made.data.tolerance)
         _measure(trained, measured, out / "test", made.training.evaluation_batch, _check_device("auto"))
@@ -273,7 +273,7 @@ def evaluate(
         now = {one.name: made.goal for one, made in zip(asked, loaded.decisions, strict=True)}
         given = read_pairs(rules, "--decide", "QUESTION=RULE, for instance final='precision .8'")
         loaded = predicting.redecide(loaded, now | given)
-        model_page.write_report(model, model / "report.html")
+        model_page.write_report(model, model / checkpoint.PAGE)
     _measure(loaded, measured, out, batch, where)
     _print_metrics(out / checkpoint.METRICS)
     _print_next(out)
@@ -316,7 +316,7 @@ def _measure(
     loaded: checkpoint.AgentPSModel, measured: _Measured, out: Path, batch: int, device: str
 ) -> None:
     """Write answers, metrics, what was left out and the page; killed, the same goes on."""
-    asked, left_out = loaded.built.questions, out / "quarantine.jsonl"
+    asked, left_out = loaded.built.questions, out / checkpoint.QUARANTINE
     with streams.part_of(out / checkpoint.VALIDATION, loaded.fingerprint).opened() as opened:
         if not opened.finished:
             if not opened.tally.rows:
@@ -334,7 +334,7 @@ def _measure(
             atomic.write_json(out / checkpoint.METRICS, figures)
         opened.publish(out / checkpoint.VALIDATION, left_out)
     tasks.dump_task(loaded.task, out / checkpoint.TASK)
-    model_page.write_report(out, out / "report.html")
+    model_page.write_report(out, out / checkpoint.PAGE)
     if left_out.exists():
         typed = quarantined.LeftOutRow.from_json
         listed = [row for row in run_dir.read_jsonl(left_out) if typed(row).kind != manifests.NOTE]
@@ -360,7 +360,7 @@ def _answered(
 
 
 def _print_next(out: Path) -> None:
-    echo(f"\nnext:\n  {out / 'report.html'}  curves and cases: open it in a browser")
+    echo(f"\nnext:\n  {out / checkpoint.PAGE}  curves and cases: open it in a browser")
 
 
 def _print_metrics(file: Path) -> None:

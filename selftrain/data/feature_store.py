@@ -165,8 +165,8 @@ class FeatureStore:
         finally:
             lock.release()
 
-    def append(self, keys: Sequence[bytes], rows: Float32Array) -> None:
-        """Add rows [n, D]; call it within `writing`.
+    def append(self, keys: Sequence[bytes], rows: Float32Array) -> int:
+        """Add rows [n, D], and return the number of the first; call it within `writing`.
 
         Raises:
             CacheError: the disk is full or refuses; the rows stored before stay readable.
@@ -184,6 +184,7 @@ class FeatureStore:
             with suppress(OSError):
                 self._truncate(count)
             raise
+        return count
 
     def _count(self) -> int:
         return self._keys.stat().st_size // _ENTRY.itemsize

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from losses.process import process_loss
 from selftrain.agentps import steps
 from selftrain.agentps import train as training
-from selftrain.agentps.checkpoint import MERGED, PROGRESS, WEIGHTS, load, load_weights, trained
+from selftrain.agentps.checkpoint import MERGED, PROGRESS, QUARANTINE, WEIGHTS, load, load_weights, trained
 from selftrain.agentps.checkpoint import TASK as TASK_FILE
 from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import headline, score, score_share
@@ -26,7 +26,7 @@ from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, part_sizes, stack_targets
 from selftrain.agentps.predict import predict
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings, load_agentps_recipe
-from selftrain.agentps.steps import QUARANTINE, Order, share_of_step, train
+from selftrain.agentps.steps import Order, share_of_step, train
 from selftrain.agentps.train import make_accelerator, train_agentps
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
