@@ -29,6 +29,8 @@ def load_mllm(
     if name == smollm2_efficientnet.NAME:
         smollm2_efficientnet.check_given(dtype, album)
         return smollm2_efficientnet.load(seed)
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():  # no name on a hub begins so
+        raise WeightsError(f"{name}: no such folder; expected the one that holds the base model's files")
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.hub import cached_file, extract_commit_hash

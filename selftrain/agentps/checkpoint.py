@@ -217,9 +217,13 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
     """Write a whole checkpoint, the adapters multiplied into the base; the model loses them.
 
     The language part is one that transformers and vLLM load by themselves; answer_heads/ holds what they do
-    not know. What was merged from the same model already stays. ModelError: `out` holds something else.
+    not know. What was merged from the same model already stays, and decides by the model's rules of now.
+    ModelError: `out` holds something else.
     """
     if is_merged(trained_model.folder, out):
+        merged = read_about(out, MERGED)
+        if (now := merged | trained_model.about) != merged:
+            checksums.write_json(out / MERGED, now)
         return
     out = out.resolve()
     part = out.with_name(f"{out.name}.part")  # a whole checkpoint or none, whenever this is killed
@@ -265,7 +269,7 @@ def check_out(out: Path, *, trained: bool = False) -> None:
 
 
 def is_merged(model: Path, out: Path) -> bool:
-    """Return whether `out` holds what was merged from the model in a folder.
+    """Return whether `out` holds what was merged from the model in a folder, whatever its rules were then.
 
     ModelError: it holds something else, or will, as the model lies in it.
     """
@@ -275,7 +279,7 @@ def is_merged(model: Path, out: Path) -> bool:
         return False
     if (out / MERGED).exists() and (model / ABOUT).exists():
         merged, about = read_about(out, MERGED), read_about(model)
-        if merged | about == merged:
+        if merged | about == merged | {"decisions": about["decisions"]}:
             return True
     raise ModelError(f"{out} is not empty: give --merge a folder of its own")
 

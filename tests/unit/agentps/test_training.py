@@ -593,7 +593,7 @@ def test_what_another_training_says_of_itself_stays_where_it_is_refused(tmp_path
     assert (place / "model" / "training.toml").read_bytes() == before
 
 
-def test_a_merge_that_was_killed_is_done_again_and_one_that_was_done_is_left(tmp_path, cpu, capsys):
+def test_a_merge_that_was_killed_is_done_again_and_one_that_was_done_keeps_its_weights(tmp_path, cpu, capsys):
     place, merged = training_folder(tmp_path, posts=20), tmp_path / "merged"
     words = ["agentps", "train", str(place / "posts.jsonl"), "--recipe", str(place / "recipe.toml")]
     words += ["--task", str(place / "task.toml"), "--set", "training.epochs=1", "--merge", str(merged)]
@@ -607,9 +607,14 @@ def test_a_merge_that_was_killed_is_done_again_and_one_that_was_done_is_left(tmp
     assert merged / "half.safetensors" not in written
     assert main([*words, "--out", str(tmp_path / "model")]) == 0
     assert {path: path.stat().st_mtime_ns for path in merged.rglob("*")} == written
-    # of other decisions it would be another checkpoint
-    capsys.readouterr()
-    assert main([*words, "--out", str(tmp_path / "model"), "--set", "decisions.final=f1"]) == 2
+    # other rules are no other weights
+    weights = [path for path in written if path.suffix == ".safetensors"]
+    assert main([*words, "--out", str(tmp_path / "model"), "--set", "decisions.final=f1"]) == 0
+    assert json.loads((merged / MERGED).read_bytes())["decisions"]["final"]["goal"] == "f1"
+    assert len(weights) == 2
+    assert [path.stat().st_mtime_ns for path in weights] == [written[path] for path in weights]
+    # other weights are another model's
+    assert main([*words, "--out", str(tmp_path / "other"), "--set", "seed=5"]) == 2
     assert "is not empty: give --merge a folder of its own" in capsys.readouterr().err
 
 
