@@ -367,7 +367,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 }
 LIMITS = {
     "LLaVA-OneVision": (
-        "one picture a post: of more it cuts each into tiles, training does not",
+        "albums as a video; as images one picture a post: of more it cuts each into tiles, training does not",
         "of a post with 2 pictures the server makes .* leave --server out",
     ),
     "Gemma-3": (

@@ -92,7 +92,8 @@ class HubReader:
             # one list a post, an empty one too: pictures in one flat list are taken for posts of one picture
             media = {"images": albums}
         elif any(albums):
-            videos = [_frames(album) for album in albums if album]
+            least = getattr(self._processor.video_processor, "temporal_patch_size", 1)
+            videos = [_frames(album, least) for album in albums if album]
             # the frames were chosen before; a processor that samples again would keep a few of them
             media = {
                 "videos": videos,
@@ -264,11 +265,15 @@ def from_parts(
     )
 
 
-def _frames(album: Sequence[Any]) -> Any:  # noqa: ANN401
-    """Return pictures of one size as [frames, 3, height, width]."""
+def _frames(album: list[Any], least: int) -> Any:  # noqa: ANN401
+    """Return pictures of one size as [frames, 3, height, width].
+
+    Of fewer than `least` the last one is shown again: some processors do so, some refuse.
+    """
     from torchvision.transforms.functional import pil_to_tensor
 
-    return torch.stack([pil_to_tensor(image) for image in album])
+    shown = [*album, *album[-1:] * (least - len(album))]
+    return torch.stack([pil_to_tensor(image) for image in shown])
 
 
 def _metadata(frames: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -68,7 +68,15 @@ def load_mllm(
     return hub.from_parts(name, whole, processor, album=album, revision=commit)
 
 
-def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max_tokens: int) -> Reader:
+def load_reader(
+    folder: Path,
+    base: str,
+    wording: Wording,
+    padding: Padding,
+    max_tokens: int,
+    *,
+    album: hub.Album = "images",
+) -> Reader:
     """Load the reader of a merged checkpoint of the model `base`, from the tokenizer or processor in it.
 
     WeightsError: there is none; PromptFitError: the words leave no room for a post.
@@ -83,5 +91,6 @@ def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max
     except Exception as error:  # see above
         what = f"{folder} holds no tokenizer that can be read"
         raise loading_error(what, error, "Write the merged checkpoint again") from error
-    reader = smollm2_efficientnet.SmolLM2Reader if small else hub.HubReader
-    return reader(read, wording, padding, max_tokens)
+    if small:
+        return smollm2_efficientnet.SmolLM2Reader(read, wording, padding, max_tokens)
+    return hub.HubReader(read, wording, padding, max_tokens, album)

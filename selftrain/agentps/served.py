@@ -71,6 +71,8 @@ _EXPECTED = f"Expected a vLLM server started with {' '.join(FLAGS)}"
 _WRONG = {"lfm2_vl": "is an LFM2-VL, of which vLLM on a CPU gives other states, of words too"}
 _BOTH_WAYS = "has pictures within which each token sees those after it, too; vLLM leaves that out on a CPU"
 _WRONG_SHOWN = dict.fromkeys(("gemma3", "paligemma"), _BOTH_WAYS)
+# kinds of models whose videos vLLM reads as training does; others get other states, other tokens or none
+_FILMED = ("llava_onevision",)
 _PAUSES = (0.5, 2.0)  # seconds before a request is repeated that a busy or restarted server did not answer
 
 
@@ -113,7 +115,7 @@ class ServedModel:
         )
         # the checkpoint's own tokenizer
         self._reader: Reader = load_reader(
-            folder, made.base, self.asked.wording, made.padding, made.max_tokens
+            folder, made.base, self.asked.wording, made.padding, made.max_tokens, album=made.album
         )
         _check_served(folder, made, self._reader)
         self._heads = _heads(folder, made, self.asked)
@@ -176,9 +178,12 @@ class ServedModel:
         with self._reading:
             words = self._reader.words.around(prompt.text)
         sent = {id(one): _png(one) for one in prompt.images}  # one that is shown again is encoded once
-        parts: list[str | Picture] = [*(sent[id(one)] for one in prompt.images), words]
+        shown = [sent[id(one)] for one in prompt.images]
+        parts = content_parts([words] if self._made.album == "video" else [*shown, words])
+        if self._made.album == "video":
+            parts.insert(0, _video(shown))
         return {
-            "messages": [{"role": "user", "content": content_parts(parts)}],
+            "messages": [{"role": "user", "content": parts}],
             "add_generation_prompt": True, "add_special_tokens": self._reader.first_token,
         }  # fmt: skip
 
@@ -271,8 +276,10 @@ def _check_served(folder: Path, made: ModelSettings, reader: Reader) -> None:
     fault = _WRONG.get(kind) or (_WRONG_SHOWN.get(kind) if shown else None)
     if shown and not isinstance(reader, HubReader):
         fault = f"was trained on pictures with {made.base}, of which vLLM can serve words alone"
-    elif shown and made.album == "video":
-        fault = 'has model.album = "video", and a server samples the frames of a video anew'
+    elif shown and made.album == "video" and kind not in _FILMED:
+        fault = (
+            f'has model.album = "video", which vLLM reads as training does of {" and ".join(_FILMED)} alone'
+        )
     if fault:
         raise ModelError(f"{folder} {fault}. Leave --server out, or train on another model")
 
@@ -291,6 +298,12 @@ def _png(image: Image) -> Picture:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return picture(file.getvalue(), "image/png")
+
+
+def _video(frames: Sequence[Picture]) -> dict[str, Any]:
+    """Return frames as a video of one a second that vLLM takes as it is; it opens each by what it holds."""
+    pictures = ",".join(base64.b64encode(one.data).decode() for one in frames)
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{pictures}"}}
 
 
 def _heads(folder: Path, made: ModelSettings, asked: QuestionSet) -> AnswerHeads:

@@ -10,6 +10,7 @@ from mllm_families import FAMILIES, LIMITS, as_from_a_hub
 
 from runs.bench.agentps_served import pooling_server
 from selftrain.agentps.dataset import Example, question_set
+from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, build
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.agentps.served import ServedModel
@@ -56,15 +57,30 @@ USUAL = "Qwen2.5-VL"
 )
 @pytest.mark.usefixtures("alone")
 def test_pictures_are_read_as_in_training(name, interpreter, tmp_path):
-    base = as_from_a_hub(FAMILIES[name](), tmp_path / "hub").base()
-    built = assemble(SHOWN, question_set(RUDE, SHOWN.variant), base)
-    folder, expected = merged_and_scored(built, SHOWN, RUDE, albums(tmp_path), tmp_path)
-    posts = [one.example for one in expected]
+    folder, expected = _merged(name, SHOWN, tmp_path)
     if name in LIMITS:
         with pytest.raises((ServingError, ModelError), match=LIMITS[name][1]):
-            _served(interpreter, folder, posts, tmp_path / "log")
+            _served(interpreter, folder, expected, tmp_path / "log")
         return
-    scored = _served(interpreter, folder, posts, tmp_path / "log")
+    _check(_served(interpreter, folder, expected, tmp_path / "log"), expected)
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_album_as_a_video_is_read_as_in_training(interpreter, tmp_path):
+    made = SHOWN.model_copy(update={"album": "video", "frames": Frames(4, 90, 60)})
+    folder, expected = _merged("LLaVA-OneVision", made, tmp_path)
+    _check(_served(interpreter, folder, expected, tmp_path / "log"), expected)
+
+
+def _merged(name, made, folder):
+    """A merged model of a family, and what transformers says of albums."""
+    base = as_from_a_hub(FAMILIES[name](), folder / "hub").base(album=made.album)
+    built = assemble(made, question_set(RUDE, made.variant), base)
+    return merged_and_scored(built, made, RUDE, albums(folder), folder)
+
+
+def _check(scored, expected):
+    """A server's scores are those of transformers; the last post cannot be read."""
     broken, said = scored.pop(), expected.pop()
     assert broken.reason == said.reason != ""
     assert farthest(scored, expected) < 1e-5
@@ -73,6 +89,7 @@ def test_pictures_are_read_as_in_training(name, interpreter, tmp_path):
     assert np.abs(np.diff(finals)).min() > 1e-5
 
 
-def _served(interpreter, folder, posts, log):
+def _served(interpreter, folder, expected, log):
+    posts = [one.example for one in expected]
     with pooling_server(interpreter, folder, log) as address:
         return list(ServedModel(folder, address, batch=2).score(posts))

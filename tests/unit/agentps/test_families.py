@@ -73,13 +73,15 @@ def albums(family: Family) -> None:
 
 
 def video(family: Family) -> None:
-    """Sixteen frames and no frame less: each one that is changed changes the answer."""
+    """Sixteen frames and no frame less: each one that is changed changes the answer; one is a video too."""
     model, reader = answering(family.base(album="video"), budget=BUDGET)
     frames = [picture("red")] * 16
     changed = [[*frames[:place], picture("blue"), *frames[place + 1 :]] for place in (0, 7, 15)]
     found = final(model, reader, [Prompt("same words", one) for one in (frames, *changed)])
     assert ((found[1:] - found[0]).abs().amax(1) > 1e-7).all()
     assert final(model, reader, [Prompt("no frames"), Prompt("some", frames)]).isfinite().all()
+    alone = final(model, reader, [Prompt("same words", one[:1]) for one in changed[:2]])
+    assert (alone[0] - alone[1]).abs().max() > 1e-7
 
 
 def padding_and_batches(family: Family) -> None:

@@ -212,7 +212,7 @@ def _numbers(states):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"album": "video"}, "samples the frames of a video anew"),
+        ({"album": "video"}, "reads as training does of llava_onevision alone"),
         ({"base": "smollm2_efficientnet"}, "can serve words alone"),
     ],
 )
