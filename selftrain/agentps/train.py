@@ -135,8 +135,8 @@ class _Work(NamedTuple):
         found = {one.example.id: one for one in gather_object(mine)}
         return [found[one.id] for one in posts]
 
-    def dress(self) -> None:
-        """Lay around the model what training needs."""
+    def equip(self) -> None:
+        """Give the model what training needs beside it: caches, checkpoints, a device."""
         self.built.use_cache(self._vision_cache())
         if self.recipe.training.checkpointing:
             checkpoint_blocks(self.built.base.module)
@@ -182,8 +182,8 @@ class _Work(NamedTuple):
             set_attention(self.built.base.module, "auto")
             self.built.use_cache(None)
 
-    def undress(self) -> None:
-        """Take off what training laid around the model: its answers are computed as a fresh process would."""
+    def strip(self) -> None:
+        """Take it off again: answers are computed as a fresh process would."""
         self.accelerator.unwrap_model(self.built.model, keep_fp32_wrapper=False)
         self.built.model.to("cpu")
         self.built.use_cache(None)
@@ -241,7 +241,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     if accelerator.is_main_process:
         _begin(out, recipe, found)
     accelerator.wait_for_everyone()
-    work.dress()
+    work.equip()
     tolerated = min(recipe.data.max_bad_rows, int(recipe.data.max_bad_share * len(posts)))
     results = steps.train(
         built, posts,
@@ -259,7 +259,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     accelerator.wait_for_everyone()
     if accelerator.is_fsdp2:  # no process has the whole model
         return checkpoint.load(out)
-    work.undress()
+    work.strip()
     return checkpoint.fill(out, built, found.task, settings)
 
 
