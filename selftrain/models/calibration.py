@@ -6,7 +6,8 @@ two classes, or all K.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -55,8 +56,6 @@ def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) 
 
 
 def _fit_both(z: FloatArray, sign: FloatArray) -> Calibration:
-    from scipy.optimize import minimize
-
     # a scale of its own keeps the optimiser well conditioned whatever the size of the logits
     unit = max(float(np.abs(z).mean()), 1e-6)
 
@@ -70,31 +69,47 @@ def _fit_both(z: FloatArray, sign: FloatArray) -> Calibration:
         gradient += PRIOR_POSTS / 4 * np.array([theta[0], theta[1] * unit**2])
         return float(value), gradient
 
-    found = minimize(objective, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (None, None)])
-    return Calibration(float(np.exp(found.x[0])), (0.0, float(found.x[1] * unit)))
+    found = _lowest(objective, [(-6.0, 6.0), (None, None)])
+    return Calibration(float(np.exp(found[0])), (0.0, float(found[1] * unit)))
 
 
 _LOG_SLOPES = (-3.0, 3.0)  # between a twentieth and twenty times the raw logits
 
 
-def _fit_classes(z: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
+def _fit_classes(z: FloatArray, labels: npt.NDArray[np.integer[Any]], *, offsets: bool = True) -> Calibration:
     """Fit a slope, and an offset for each class: losses of a class against the rest favour the rare ones."""
-    from scipy.optimize import minimize
     from scipy.special import log_softmax
 
     places, known = (np.arange(len(z)), labels), np.eye(z.shape[1])[labels]
 
     def objective(theta: FloatArray) -> tuple[float, FloatArray]:
-        slope, offsets = np.exp(theta[0]), theta[1:]
-        log_q = log_softmax(slope * z + offsets, axis=1)
+        slope, moved = np.exp(theta[0]), theta[1:]
+        log_q = log_softmax(slope * z + moved, axis=1)
         wrong = np.exp(log_q) - known
         value = PRIOR_POSTS / 8 * (theta**2).sum() - log_q[places].sum()
         gradient = np.array([slope * (wrong * z).sum(), *wrong.sum(0)]) + PRIOR_POSTS / 4 * theta
         return float(value), gradient
 
-    bounds = [_LOG_SLOPES, *[(None, None)] * z.shape[1]]
-    found = minimize(objective, np.zeros(1 + z.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Calibration(float(np.exp(found[0])), tuple(map(float, found[1:])))
+    end = None if offsets else 0.0
+    found = _lowest(objective, [_LOG_SLOPES, *[(end, end)] * z.shape[1]])
+    return Calibration(float(np.exp(found[0])), tuple(map(float, found[1:])) if offsets else ())
+
+
+def _lowest(
+    objective: Callable[[FloatArray], tuple[float, FloatArray]], bounds: Sequence[tuple[Any, Any]]
+) -> FloatArray:
+    """Return where an objective, which gives its gradient too, is lowest: a slope's logarithm, and offsets.
+
+    The descent begins at the raw logits. Where those are tiny, the pull towards them makes a valley of its
+    own: the descent begins anew where another slope does better than what it found.
+    """
+    from scipy.optimize import minimize
+
+    descend = partial(minimize, objective, jac=True, method="L-BFGS-B", bounds=bounds)
+    found = descend(np.zeros(len(bounds)))
+    others = [np.array([one, *found.x[1:]]) for one in np.linspace(*bounds[0], 25)]
+    best = min(others, key=lambda one: objective(one)[0])
+    return np.asarray(descend(best).x if objective(best)[0] < found.fun else found.x)
 
 
 def fit_temperature(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
@@ -102,16 +117,7 @@ def fit_temperature(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) 
 
     It is enough for `logits` [V, K] of a softmax, which was trained for the shares of its classes.
     """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
-
-    z, places = logits.astype(np.float64), (np.arange(len(logits)), labels)
-
-    def objective(log_slope: float) -> float:
-        loss = -float(log_softmax(np.exp(log_slope) * z, axis=1)[places].sum())
-        return loss + PRIOR_POSTS / 8 * log_slope**2
-
-    return Calibration(float(np.exp(minimize_scalar(objective, bounds=_LOG_SLOPES, method="bounded").x)))
+    return _fit_classes(logits.astype(np.float64), labels, offsets=False)
 
 
 # ---- which class is predicted ------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from selftrain._util.numeric import sigmoid
 from selftrain.models import calibration
-from selftrain.models.calibration import Calibration, fit_calibration
+from selftrain.models.calibration import Calibration, fit_calibration, fit_temperature
 from selftrain.models.metrics import evaluate, macro_f1
 
 
@@ -48,6 +48,18 @@ def test_it_minimises_what_it_says(count):
 
     for ds, do in [(1.02, 0), (0.98, 0), (1, 0.02), (1, -0.02)]:
         assert cost(found.slope * ds, found.offsets[1] + do) > cost(found.slope, found.offsets[1])
+
+
+@pytest.mark.parametrize(
+    ("fit", "classes"), [(fit_calibration, 2), (fit_calibration, 3), (fit_temperature, 3)]
+)
+def test_logits_far_too_small_are_enlarged(fit, classes):
+    """The pull towards slope 1 makes a valley there, in which they would stay as they are."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, classes, 400)
+    logits = 0.0025 * (random.normal(size=(400, classes)) + 2 * np.eye(classes)[labels])
+    given = logits if classes > 2 else logits[:, 1:] - logits[:, :1]
+    assert fit(given.astype(np.float32), labels).slope > 10
 
 
 def drawn_classes(count, *, slope=0.6, offsets=(0.8, -0.5, -0.3), size=2.0):
