@@ -88,8 +88,9 @@ def find_threshold(scores: ValidationScores, goal: Goal) -> OperatingPoint:
             f" best is {best.precision.value:.3f} at recall {best.recall.value:.3f} (threshold"
             f" {best.threshold:.6f}). Ask for less, or train on more labels"
         )
-    most = worth[reached].max()
-    return _point(scores, shape, int(np.flatnonzero(reached & (worth == most))[-1]))
+    # an F1 that equals another comes out a hair apart from it
+    best_ones = reached & (worth >= worth[reached].max() - 1e-9)
+    return _point(scores, shape, int(np.flatnonzero(best_ones)[-1]))
 
 
 def _reached(shape: Curve, goal: Goal) -> tuple[BoolArray, FloatArray]:

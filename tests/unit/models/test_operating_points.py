@@ -112,6 +112,13 @@ def test_a_recall_is_reached_with_the_best_precision_and_f1_is_the_best_there_is
     assert point == point_at(scores, point.threshold)
 
 
+def test_of_thresholds_with_the_best_f1_the_lowest_is_taken():
+    """One of one and of three is 2/4, two of five 4/8: 1e-12 apart as they are computed."""
+    labels = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+    scores = validation_of(labels, [one / 11 for one in range(11, 0, -1)])
+    assert find_threshold(scores, Goal("f1")).threshold == pytest.approx(7 / 11 - 1e-6)
+
+
 def test_a_threshold_that_nothing_passes_has_no_precision():
     point = point_at(validation_of([1, 0], [0.4, 0.2]), 0.9)
     assert (point.precision, point.recall.value) == ((0.0, 0.0, 1.0), 0.0)
