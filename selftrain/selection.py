@@ -43,8 +43,9 @@ class Selector(Protocol):
         """Return the chosen posts, the most wanted first.
 
         Args:
-            chunks: (positions [n], calibrated logits [n, K]) of the open pool posts, each post once. The pool
-                may be large: keep what is chosen, not the chunks.
+            chunks: (positions [n], calibrated logits [n, K]) of the open pool posts, each post once; NaN for
+                a post that cannot be read, which nobody can be asked about. The pool may be large: keep what
+                is chosen, not the chunks.
             most: Posts that may be chosen at most, at least 1; None: any number.
             classes: K names, the positive one last.
             seed: Of this round's draws.
@@ -216,7 +217,8 @@ def choose(
         for _ in (classes if shares != "any" else ("any",))
     ]
     found = np.zeros(len(classes), np.int64)
-    for positions, logits in chunks:
+    for every, raw in chunks:
+        positions, logits = (one[np.isfinite(raw).all(1)] for one in (every, raw))  # not what cannot be read
         posts, given = _Ranked(positions, logits, log_odds(logits).max(1)), decide(logits)
         found += np.bincount(given, minlength=len(classes))
         for side, bests in enumerate(sides):

@@ -226,6 +226,13 @@ def test_the_budget_left_cuts_every_selector():
         assert len(picked(selector, most=4)) == 4
 
 
+@pytest.mark.parametrize("selector", [TopK(9), Uncertain(9), RandomPosts(9), Mixed(9)])
+def test_a_post_that_cannot_be_read_is_never_chosen(selector):
+    """Its logits are NaN, and a candidate's probability has to be a number."""
+    logits = np.array([np.nan, 2.0, -1.0, np.nan, 0.5], np.float32)
+    assert sorted(picked(selector, logits)) == [1, 2, 4]
+
+
 @pytest.mark.parametrize("selector", [Uncertain(10), RandomPosts(10), Mixed(10)])
 def test_no_selector_holds_more_than_k_a_criterion(monkeypatch, selector):
     held = []
