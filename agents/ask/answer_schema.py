@@ -180,7 +180,7 @@ def _usable(answer: ParsedAnswer, schema: AnswerSchema | GuardWords) -> bool:
             probs is None
             or (tuple(probs) == schema.classes and all(0.0 <= one <= 1.0 for one in probs.values()))
         )
-        and (perplexed is None or (math.isfinite(perplexed) and perplexed >= 0.0))
+        and (perplexed is None or (math.isfinite(perplexed) and perplexed >= 1.0))
     )
 
 
@@ -320,4 +320,5 @@ def perplexity(tokens: Sequence[Token]) -> float | None:
         if begin <= position < end:
             logprobs.append(token.logprob)
         position += len(token.text)
-    return math.exp(min(-sum(logprobs) / len(logprobs), 700.0)) if logprobs else None
+    # 1 at least: some servers round log-probabilities to a hair above 0
+    return math.exp(min(max(-sum(logprobs) / len(logprobs), 0.0), 700.0)) if logprobs else None

@@ -120,6 +120,7 @@ def test_a_failed_call_costs_one_post(tmp_path):
         ("log_probability", answered("no", {"no": 0.6, "yes": 0.2, "cannot be read": 0.2}), 0.25),
         ("perplexity", answered("no", {"no": 1.0}, "reasons", logprob=-math.log(4)), 0.75),
         ("perplexity", answered("yes", {"yes": 1.0}, "reasons", logprob=0.0), 0.0),
+        ("perplexity", answered("yes", {"yes": 1.0}, "reasons", logprob=5e-4), 0.0),  # rounded so by a server
     ],
 )
 def test_every_strategy_gives_an_estimate(tmp_path, strategy, answer, expected):

@@ -131,6 +131,7 @@ def test_an_answer_survives_its_record():
         {"probabilities": {"rude": 1.5, "kind": 0.5}},
         {"probabilities": {"kind": 1.0}},
         {"perplexity": math.inf},
+        {"perplexity": 0.9},
     ],
 )
 def test_what_was_stored_is_checked_and_bought_again_where_it_fails(running, change):
