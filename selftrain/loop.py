@@ -190,7 +190,7 @@ def validated(
     else:
         known = fit.training.labelled
         positions, labels, raw = fit.training.positions[known], fit.training.labels, cross_fit(fit)[known]
-        calibration = fit_calibration(raw[:, corpus.columns], labels)
+        calibration = fit_calibration(raw, labels)
         model, logits = trainer.calibrate(model, calibration), calibration(raw)
     return model, Scored([post.id for post in corpus.posts_at(positions)], labels, logits)
 

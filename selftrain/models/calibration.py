@@ -1,7 +1,6 @@
 """Logits to probabilities: a slope and offsets fitted on the validation posts, for two classes or more.
 
-Shape legend: ``B`` posts, ``V`` validation posts, ``K`` classes, ``C`` columns that a head computes: one of
-two classes, or all K.
+Shape legend: ``B`` posts, ``V`` validation posts, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Calibration(NamedTuple):
 
 
 def read_calibration(header: MutableMapping[str, Any], columns: int) -> Calibration:
-    """Take it out of the header of a model of C columns; KeyError, TypeError, ValueError: it holds none."""
+    """Take it out of the header of a model of so many columns; KeyError, TypeError, ValueError: none."""
     found = dict(header.pop("calibration"))
     made = msgspec.convert([found[name] for name in Calibration._fields], Calibration)
     if len(made.offsets) not in {0, max(columns, 2)}:
@@ -46,13 +45,14 @@ def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) 
     """Return the calibration that minimises the cross-entropy of the labels [V], pulled towards (1, 0).
 
     The slope stays positive (its logarithm is what is fitted), so that between two classes the order of posts
-    never changes. `logits` [V, C] are the raw ones that a head computes. ValueError: only one class of two.
+    never changes. `logits` [V, K] are raw. ValueError: only one class of two.
     """
-    if logits.shape[1] > 1:
-        return _fit_classes(logits.astype(np.float64), labels)
+    wide = logits.astype(np.float64)
+    if wide.shape[1] > 2:
+        return _fit_classes(wide, labels)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"{len(labels)} validation posts of one class: calibration needs both")
-    return _fit_both(logits[:, 0].astype(np.float64), np.where(labels == 1, 1.0, -1.0))
+    return _fit_both(wide[:, 1] - wide[:, 0], np.where(labels == 1, 1.0, -1.0))
 
 
 def _fit_both(z: FloatArray, sign: FloatArray) -> Calibration:

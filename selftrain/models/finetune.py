@@ -147,7 +147,7 @@ class FineTuner:
             )  # fmt: skip
             curve = self._descend(best, batches.steps, where)
         self._network = network
-        calibration = fit_calibration(best.raw[:, corpus.columns], corpus.labels[corpus.validation])
+        calibration = fit_calibration(best.raw, corpus.labels[corpus.validation])
         return finetune_network.FinetunedClassifier(
             best.weights, shape, network.pretrained, calibration, curve, best_epoch(curve).epoch
         )

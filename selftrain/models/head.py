@@ -326,5 +326,5 @@ def fit_head(
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
         )
-    calibration = calibrate(raw[:, -(len(classes) or 1) :], validation_labels)
+    calibration = calibrate(raw, validation_labels)
     return HeadClassifier(head, calibration, settings, curve, best_epoch(curve).epoch, tuple(classes))

@@ -2,13 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
-from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, rounds_of, run
+from class_helpers import both
+from loop_helpers import HashPanel, ScriptedTrainer, corpus_of, lines, make_corpus, rounds_of, run
 
 from agents.panel import NoPanel
+from losses.against_rest import AgainstRest
 from losses.base import Group
+from losses.pnu import PNULoss
+from selftrain._util.numeric import log_odds
+from selftrain.loop import validated
+from selftrain.models.trainer import Fit
 from selftrain.rounds import replay
-from selftrain.state import RoundLimits
+from selftrain.state import LoopState, RoundLimits
 from selftrain.store.run_dir import RunFolder
 
 UP_DOWN_UP = [8, 12, 10, 15]  # round 1 kept, 2 rolled back, 3 kept
@@ -209,3 +216,26 @@ def test_a_round_in_which_nothing_can_be_chosen_does_no_harm(tmp_path):
         shares={"spam": 1.0, "ham": 0.0}, rounds=3, retract_flipped=False, trainer=trainer,
     )  # fmt: skip
     assert [r.sets.candidates.posts for r in rounds] == [0, 5, 0, 0]
+
+
+def test_left_out_labels_calibrate_by_both_logits_of_a_post():
+    """A trainer of somebody's own need not fix the first one at 0."""
+    corpus, random = corpus_of((40, 0, 5, 0), ("ham", "spam")), np.random.default_rng(0)
+    training = LoopState().training_set(corpus, soft_positive=0.8)
+
+    class Anybodys:
+        def fit(self, *_args, **_named):
+            return None
+
+        def calibrate(self, _model, calibration):
+            return calibration
+
+    def calibrated(raw):
+        fit = Fit(training, AgainstRest((PNULoss(),)), 0, "round 0")
+        return validated(Anybodys(), lambda _: raw, corpus, fit, start=None)
+
+    raw = both(training.labels + random.normal(size=40))
+    found, scored = calibrated(raw)
+    moved, moved_scored = calibrated(raw + random.normal(0, 5, (40, 1)).astype(np.float32))
+    assert moved.slope == pytest.approx(found.slope, abs=1e-3)
+    assert log_odds(moved_scored.logits) == pytest.approx(log_odds(scored.logits), abs=1e-2)

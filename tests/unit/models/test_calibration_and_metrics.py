@@ -19,18 +19,18 @@ def test_a_known_slope_and_offset_are_recovered_on_many_posts(slope, offset, siz
     random = np.random.default_rng(3)
     logits = (size * random.normal(size=40_000)).astype(np.float32)
     labels = (random.random(40_000) < sigmoid(slope * logits + np.float32(offset))).astype(np.int8)
-    found = fit_calibration(logits[:, None], labels)
+    found = fit_calibration(both(logits), labels)
     assert found.slope == pytest.approx(slope, rel=0.05)
     assert found.offsets == (0, pytest.approx(offset, abs=0.05))
 
 
 def test_it_stays_near_identity_with_few_posts_even_if_they_separate(monkeypatch):
     logits, labels = np.array([-2, -1, -3, 2, 1, 3], np.float32), np.array([0, 0, 0, 1, 1, 1], np.int8)
-    found = fit_calibration(logits[:, None], labels)
+    found = fit_calibration(both(logits), labels)
     assert 0.7 < found.slope < 2.0
     assert abs(found.offsets[1]) < 0.3
     monkeypatch.setattr(calibration, "PRIOR_POSTS", 0.0)
-    assert fit_calibration(logits[:, None], labels).slope > 10  # what the prior holds back
+    assert fit_calibration(both(logits), labels).slope > 10  # what the prior holds back
 
 
 @pytest.mark.parametrize("count", [8, 300])
@@ -39,7 +39,7 @@ def test_it_minimises_what_it_says(count):
     random = np.random.default_rng(0)
     logits = random.normal(size=count).astype(np.float32)
     labels = (random.random(count) < sigmoid(2 * logits + 1)).astype(np.int8)
-    found = fit_calibration(logits[:, None], labels)
+    found = fit_calibration(both(logits), labels)
 
     def cost(slope, offset):
         margin = np.where(labels == 1, 1, -1) * (slope * logits.astype(float) + offset)
@@ -58,8 +58,7 @@ def test_logits_far_too_small_are_enlarged(fit, classes):
     random = np.random.default_rng(0)
     labels = random.integers(0, classes, 400)
     logits = 0.0025 * (random.normal(size=(400, classes)) + 2 * np.eye(classes)[labels])
-    given = logits if classes > 2 else logits[:, 1:] - logits[:, :1]
-    assert fit(given.astype(np.float32), labels).slope > 10
+    assert fit(logits.astype(np.float32), labels).slope > 10
 
 
 def drawn_classes(count, *, slope=0.6, offsets=(0.8, -0.5, -0.3), size=2.0):
@@ -114,7 +113,7 @@ def test_of_several_classes_nothing_nearby_is_better(count):
 def test_the_order_of_posts_never_changes(logits, seed):
     labels = np.random.default_rng(seed).integers(0, 2, len(logits)).astype(np.int8)
     labels[:2] = (0, 1)
-    found = fit_calibration(logits[:, None], labels)
+    found = fit_calibration(both(logits), labels)
     assert found.slope > 0
     assert np.isfinite([found.slope, *found.offsets]).all()
     assert (np.diff(found(both(np.sort(logits)))[:, 1]) >= 0).all()
@@ -123,7 +122,7 @@ def test_the_order_of_posts_never_changes(logits, seed):
 @pytest.mark.parametrize("labels", [[], [1, 1], [0, 0, 0]])
 def test_one_class_alone_is_refused(labels):
     with pytest.raises(ValueError, match=f"{len(labels)} validation posts of one class"):
-        fit_calibration(np.zeros((len(labels), 1), np.float32), np.array(labels, np.int8))
+        fit_calibration(np.zeros((len(labels), 2), np.float32), np.array(labels, np.int8))
 
 
 def test_probabilities_do_not_overflow():
