@@ -54,8 +54,9 @@ class SetCounts(NamedTuple):
     """The candidates of a round, or its consistent or divergent ones."""
 
     posts: int  # how many
-    by_class: Mapping[str, int]  # class name -> posts that the classifier gives it
-    precision: float | None  # share of right classifier labels where truth is known; None where it is not
+    # of the labels that the posts would be learned with: the classifier's, or a posterior's where one decides
+    by_class: Mapping[str, int]  # class name -> posts that have it
+    precision: float | None  # share of right ones where truth is known; None where it is not
 
 
 class CandidateSets(NamedTuple):

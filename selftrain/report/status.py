@@ -36,7 +36,7 @@ class Summary(NamedTuple):
     candidates: int  # posts, summed over those rounds; a post judged twice counts twice
     consistent: int
     divergent: int
-    # share of right classifier labels among the candidates, before verification
+    # share of right labels among the candidates, as `SetCounts` has them
     candidate_precision: float | None
     # share of right labels among the pseudo-labels of grown.jsonl whose truth is known. None where no truth
     # is known, as `candidate_precision` is.
