@@ -46,9 +46,12 @@ def t_over_seeds(differences: Values) -> Interval:
     """Return the mean over the sets with Student's interval over the seeds that all sets have.
 
     It says how sure the figure is for these sets; `bootstrap` says what other sets of their kind might bring.
+    Of sets without a seed in common, as in a study that is under way, nothing is known of the spread.
     """
     sets = by_set(differences)
     shared = set.intersection(*(set(one) for one in sets.values()))
+    if not shared:
+        return t_interval([fmean(fmean(one.values()) for one in sets.values())])
     return t_interval([fmean(one[seed] for one in sets.values()) for seed in sorted(shared)])
 
 

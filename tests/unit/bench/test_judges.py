@@ -242,6 +242,7 @@ def test_differences_are_paired_and_their_intervals_are_students() -> None:
     assert interval.value == pytest.approx(3.0)
     assert interval.high - interval.value == pytest.approx(25.412, abs=1e-3)
     assert t_interval([1.5]).low == -np.inf
+    assert t_over_seeds({("one", 0): 1.0, ("two", 1): 3.0}) == (2.0, -np.inf, np.inf)
     low, high = bootstrap(found)[1:]
     assert 0.0 <= low < 3.0 < high <= 6.0
     same = bootstrap({("a", 0): 2.0, ("b", 0): 2.0})
