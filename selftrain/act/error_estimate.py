@@ -37,7 +37,6 @@ Z = 1.959963984540054
 _LEAST = 1e-3  # estimates nearer to 0 or 1 say no more than this one: criticizers like to be sure
 _SLOPE_SD = 0.5
 _OFFSETS = 161
-_FINE = 4001
 
 
 class ErrorEstimate(NamedTuple):
@@ -172,13 +171,20 @@ def _interval(
 ) -> tuple[float, float]:
     """Return the ends of {theta : |value - theta| <= Z sqrt(V(theta))}."""
     thetas, deviations = _design_deviation(e, pi, inside, slope)
-    fine = np.linspace(0.0, 1.0, _FINE)
-    fine = np.union1d(fine, thetas)  # small rates need points of their own
-    fits = np.abs(value - fine) <= Z * np.interp(fine, thetas, deviations)
-    if not fits.any():  # everything was reviewed, or the value is out of [0, 1] by more than chance
-        nearest = min(max(value, 0.0), 1.0)
+    nearest = min(max(value, 0.0), 1.0)
+    # between two of these points both sides are straight lines, which meet where an end is
+    points = np.union1d(thetas, [nearest, 1.0])
+    excess = np.abs(value - points) - Z * np.interp(points, thetas, deviations)
+    fits = np.flatnonzero(excess <= 0.0)
+    if not len(fits):  # the value is out of [0, 1] by more than chance
         return nearest, nearest
-    return float(fine[fits].min()), float(fine[fits].max())
+    first, last = fits[[0, -1]]
+    beyond = max(first - 1, 0), min(last + 1, len(points) - 1)
+    low, high = (
+        float(np.interp(0.0, excess[[end, out]], points[[end, out]]))
+        for end, out in zip((first, last), beyond, strict=True)
+    )
+    return low, high
 
 
 def _design_deviation(
