@@ -217,9 +217,10 @@ def choose(
         for _ in (classes if shares != "any" else ("any",))
     ]
     found = np.zeros(len(classes), np.int64)
-    for every, raw in chunks:
-        positions, logits = (one[np.isfinite(raw).all(1)] for one in (every, raw))  # not what cannot be read
-        posts, given = _Ranked(positions, logits, log_odds(logits).max(1)), decide(logits)
+    for positions, logits in chunks:
+        read = np.isfinite(logits).all(1)
+        posts = _Ranked(positions[read], logits[read], log_odds(logits[read]).max(1))
+        given = decide(posts.logits)
         found += np.bincount(given, minlength=len(classes))
         for side, bests in enumerate(sides):
             part = posts.at(given == side) if shares != "any" else posts
