@@ -101,6 +101,10 @@ class FeatureStore:
             left = left[places[left] >= 0]
         return numbers
 
+    def keys(self, numbers: IntArray) -> Keys:
+        """Return the keys [n, 32] of rows [n] that `find` gave."""
+        return np.ascontiguousarray(self._entries["key"][numbers]).view(np.uint8).reshape(-1, KEY_BYTES)
+
     def _read_keys(self) -> None:
         with _explained(self.folder, 0):
             self._entries = np.fromfile(self._keys, _ENTRY, self._count())

@@ -67,6 +67,10 @@ class FeatureTable:
         ).tolist():
             yield position, int(first[places[position]])
 
+    def keys(self) -> Keys:
+        """Return the SHA-256 [N, 32] of every post's text and pictures; all have a row."""
+        return self._store.keys(self._numbers)
+
     def at(self, positions: IntArray) -> FeatureTable:
         """Return the table of the posts at some positions: its position 0 is the first of them here."""
         return FeatureTable(self._store, self._numbers[positions], {}, None)

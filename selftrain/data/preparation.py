@@ -24,6 +24,7 @@ from selftrain.data.duplicates import (
     once_in_pool,
     separate,
 )
+from selftrain.data.feature_store import Keys
 from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
 from selftrain.data.matching import Embeddings
@@ -52,12 +53,14 @@ class PreparedData(NamedTuple):
     stages: tuple[StageRun, ...] = ()  # what was computed for it
 
 
-def _post_digests(corpus: Corpus) -> Iterator[PostDigest]:
+def _post_digests(corpus: Corpus, keys: Keys) -> Iterator[PostDigest]:
     """Yield what each post of a corpus is to the run, computed as it is asked for."""
     for name in _SPLITS:
-        for post in corpus.posts_at(getattr(corpus, name)):
+        positions = getattr(corpus, name)
+        for post, key in zip(corpus.posts_at(positions), keys[positions], strict=True):
             content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
-            yield PostDigest(post.id, name, hashlib.sha256(content).hexdigest()[:16])
+            digest = hashlib.sha256(content).hexdigest()[:16]
+            yield PostDigest(post.id, name, digest, key.tobytes().hex()[:16])
 
 
 class SplitPosts(NamedTuple):
@@ -176,11 +179,15 @@ def prepare_split(
         dropped += again
     with _explained([*hints, *_taken_out(dropped)]):
         _check_sizes(splits, task, recipe)  # again: failures and copies are gone
-    corpus = build_corpus(splits, task, rows_of(ordered_posts(splits)))
+    features = rows_of(ordered_posts(splits))
+    corpus, keys = build_corpus(splits, task, features), features.keys()
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
-    identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return PreparedData(task, corpus, quarantine, identity, _post_digests(corpus), stages)
+    identity = {
+        "posts": _digest(corpus), "contents": hashlib.sha256(keys).hexdigest(),
+        "backbone": backbone.fingerprint(), "task": task.name, "policy": task.fingerprint,
+    }  # fmt: skip
+    return PreparedData(task, corpus, quarantine, identity, _post_digests(corpus, keys), stages)
 
 
 def cache_folder(section: BackboneSection) -> Path:

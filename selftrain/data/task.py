@@ -22,6 +22,8 @@ On disk it is a TOML file::
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -162,6 +164,12 @@ class Task:
     def numbered(self) -> tuple[str, ...]:
         """The classes' names as the loop numbers them: the positive one last, so that of two it is 1."""
         return (*(name for name in self.names if name != self.positive), self.positive)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that says to which class a post belongs; what else is asked of it is not."""
+        said = [self.positive, self.policy, self.classes, sorted(self.roles.items())]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def question(self, name: str) -> Question | None:
         """Return the question of that name, or None."""

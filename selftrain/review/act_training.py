@@ -34,7 +34,7 @@ from selftrain.models.trainer import HeadTrainer
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, read_posts, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
-from selftrain.store.run_dir import RunFolder
+from selftrain.store.run_dir import RunFolder, compared
 
 VALIDATION_SHARE = 0.5
 """Of a labelling's own trusted labels, where no validation manifest is given."""
@@ -267,7 +267,8 @@ def _of_run(
     """Return the run's own splits, prepared again as it prepared them."""
     prepared = prepare(stored_recipe(folder), encoder, progress=progress)
     recorded = folder.environment().identity
-    differing = sorted(name for name, found in prepared.identity.items() if recorded.get(name) != found)
+    now = compared(recorded, prepared.identity)
+    differing = sorted(name for name, found in now.items() if recorded.get(name) != found)
     if differing:
         raise RunMismatchError(
             f"the {' and '.join(differing)} of {folder.path} are not what they were when it ran: put"

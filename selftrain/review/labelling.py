@@ -135,7 +135,7 @@ def begin(
     data: Json = {"manifest": url_or_path(manifest.resolve()), "task": str(task.resolve())}
     if columns:
         data["columns"] = dict(columns)
-    identity = {"task": loaded.name, "classes": list(loaded.names)}
+    identity = {"task": loaded.name, "classes": list(loaded.names), "policy": loaded.fingerprint}
     environment = {"identity": identity, "classes": {"all": list(loaded.names)}}
     folder.begin({"data": data, "labelling": dict(settings)}, environment)
 

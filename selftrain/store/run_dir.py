@@ -55,6 +55,7 @@ class PostDigest(NamedTuple):
     id: str
     split: str  # "labelled", "validation", "pool" or "test"
     digest: str  # of its text and label, 16 hex digits
+    content: str = ""  # of its text and pictures; empty in runs of earlier versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +174,9 @@ class RunFolder:
         """
         self.check_recipe(recipe)
         if self.recipe_path.exists():
+            before = self.environment().identity
             self._check_same(
-                "identity", dict(self.environment().identity), environment["identity"],
+                "identity", dict(before), compared(before, environment["identity"]),
                 lambda: self._differing_posts(posts or ()),
             )  # fmt: skip
         for leftover in self.path.rglob(atomic.TEMPORARY):  # what a killed process left half written
@@ -206,6 +208,7 @@ class RunFolder:
         since = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
         kinds: dict[str, set[str]] = {
             "new": set(), "gone": {*before}, "in another split": set(), "of another text or label": set(),
+            "with other pictures": set(),
         }  # fmt: skip
         for one in posts:
             earlier = before.get(one.id)
@@ -214,8 +217,10 @@ class RunFolder:
                 kinds["new"].add(one.id)
             elif earlier.split != one.split:
                 kinds["in another split"].add(one.id)
-            elif earlier != one:
+            elif earlier.digest != one.digest:
                 kinds["of another text or label"].add(one.id)
+            elif earlier.content not in ("", one.content):
+                kinds["with other pictures"].add(one.id)
         told = []
         for kind, ids in kinds.items():
             some = ", ".join(map(repr, sorted(ids)[:5])) + (", ..." if len(ids) > 5 else "")
@@ -227,12 +232,14 @@ class RunFolder:
     ) -> None:
         differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
         if differing:
-            posts = differing_posts() if "posts" in differing else ""
+            told = {"policy": "the task's classes, positive, policy or roles are not what they were"}
+            if what == "identity" and {"posts", "contents"} & {*differing} and (posts := differing_posts()):
+                differing = sorted({*differing, "posts"} - {"contents"})
+                told["posts"] = posts
             lines = [
-                f"  {k}: {posts}" if k == "posts" and posts
-                else f"  {k}: {found.get(k)!r} in the folder, {expected.get(k)!r} now"
+                f"  {k}: {told.get(k) or f'{found.get(k)!r} in the folder, {expected.get(k)!r} now'}"
                 for k in differing
-            ]  # fmt: skip
+            ]
             raise RunMismatchError(
                 f"{self.path} holds a run of another {what}; nothing was touched:\n"
                 + "\n".join(lines)
@@ -385,6 +392,15 @@ MAY_CHANGE = {
     *(f"engine.{key}" for key in ("kind", "workers", "cpus", "gpus")),
 }
 """Keys of a recipe that a run may change on its way."""
+
+
+LATER = ("contents", "policy")
+"""Of a run's identity: what runs of earlier versions did not keep."""
+
+
+def compared(before: Mapping[str, str], now: Mapping[str, str]) -> Json:
+    """Return of an identity what can be held against that of a run."""
+    return {key: value for key, value in now.items() if key in before or key not in LATER}
 
 
 ADDED = {"data.pool_copies": "keep"}

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from processes import selftrain
 
 from selftrain.data import feature_store
 from selftrain.data.drawn import ADVERTISEMENT, draw_posts
+from selftrain.data.task import dump_task, load_task
 from selftrain.errors import (
     CacheError,
     NonFiniteLossError,
@@ -354,6 +356,28 @@ def test_changed_posts_are_refused_and_the_run_is_not_touched(place):
     before = snapshot(place / "run")
     edit(place, lambda rows: rows[0].update(text="Come to a picnic that nobody has heard of"))
     with pytest.raises(RunMismatchError, match=r"another identity(?s:.*)posts: "):
+        go(place, "rounds.max=1")
+    assert snapshot(place / "run") == before
+
+
+def test_pictures_that_changed_are_refused_under_the_same_names_too(place):
+    go(place, "rounds.max=1")
+    before = snapshot(place / "run")
+    first, second = sorted((place / "images").iterdir())[:2]
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(RunMismatchError, match=r"another identity(?s:.*)posts: 1 with other pictures"):
+        go(place, "rounds.max=1")
+    assert snapshot(place / "run") == before
+
+
+@pytest.mark.parametrize("what", ["positive", "policy"])
+def test_a_task_that_means_something_else_is_refused(place, what):
+    go(place, "rounds.max=1")
+    before = snapshot(place / "run")
+    task = load_task(place / "task.toml")
+    other = {"positive": task.names[1 - task.names.index(task.positive)], "policy": "Another one."}
+    dump_task(replace(task, **{what: other[what]}), place / "task.toml")
+    with pytest.raises(RunMismatchError, match=r"another identity(?s:.*)policy: the task's classes"):
         go(place, "rounds.max=1")
     assert snapshot(place / "run") == before
 

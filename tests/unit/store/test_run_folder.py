@@ -208,6 +208,15 @@ def test_a_run_of_a_version_without_a_key_goes_on_as_it_was_begun(folder):
         folder.check_recipe(changed(data={"pool_copies": "drop"}))
 
 
+def test_a_run_that_never_kept_its_pictures_and_policy_goes_on(folder):
+    later = {**ENVIRONMENT["identity"], "contents": "1", "policy": "2"}
+    folder.begin(RECIPE, {"identity": later})
+    (folder.path / "environment.json").write_text(json.dumps({"identity": later}))
+    checksums.note_written(folder.path / "environment.json")
+    with pytest.raises(RunMismatchError, match="contents: '1' in the folder, '9' now"):
+        folder.begin(RECIPE, {"identity": later | {"contents": "9"}})
+
+
 def digests(**said):
     return [PostDigest(post_id, *each.split()) for post_id, each in said.items()]
 
