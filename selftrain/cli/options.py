@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -19,6 +19,9 @@ from selftrain.store import atomic
 with deferred():
     from selftrain.data import manifest as manifests
     from selftrain.engine import on_ray, scraped
+
+if TYPE_CHECKING:
+    from selftrain.config import EngineSection
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 """Environment variable of the key for the agents' servers; a key never stands on a command line."""
@@ -205,10 +208,13 @@ class Workers(NamedTuple):
         int | None,
         option("Workers at once; by default as many as there is room for.", metavar="N", min=1, panel=RAY),
     ] = None
-    ray_cpus: Annotated[int, option("Cores of a worker.", metavar="N", min=1, panel=RAY)] = 1
+    ray_cpus: Annotated[
+        int | None, option("Cores of a worker; by default one.", metavar="N", min=1, panel=RAY)
+    ] = None
     ray_gpus: Annotated[
-        float, option("GPUs of a worker; .25 where four share one.", metavar="N", min=0, panel=RAY)
-    ] = 0.0
+        float | None,
+        option("GPUs of a worker, by default none; .25 where four share one.", metavar="N", min=0, panel=RAY),
+    ] = None
     metrics: Annotated[
         str | None,
         option(
@@ -217,12 +223,17 @@ class Workers(NamedTuple):
         ),
     ] = None
 
-    def engine(self) -> on_ray.OnRay | None:
-        """Return the workers that the options ask for, None: this process does it; and serve its figures."""
+    def engine(self, usual: EngineSection | None = None) -> on_ray.OnRay | None:
+        """Return the workers that the options ask for, None: this process does it; and serve its figures.
+
+        What no option says of them is as `usual`.
+        """
         if self.metrics is not None:
             typer.echo(f"figures for Prometheus: {scraped.serve_figures(self.metrics)}", err=True)
         if self.ray is not None:
-            return on_ray.OnRay(self.ray, self.ray_workers, self.ray_cpus, self.ray_gpus)
+            said = {"workers": self.ray_workers, "cpus": self.ray_cpus, "gpus": self.ray_gpus}
+            by_recipe = {} if usual is None else {key: getattr(usual, key) for key in said}
+            return on_ray.OnRay(self.ray, **by_recipe | {k: v for k, v in said.items() if v is not None})
         if self._replace(metrics=None) != Workers():
             raise typer.BadParameter("workers are those of a Ray cluster: add --ray ADDRESS, auto or local")
         return None

@@ -17,7 +17,7 @@ from selftrain.cli.printing import console, echo, print_hints, quoted
 from selftrain.errors import RecipeError
 
 with deferred():
-    from selftrain import rounds, runs
+    from selftrain import config, rounds, runs
     from selftrain.cli import tables
     from selftrain.data import drawn
     from selftrain.engine import on_ray
@@ -59,7 +59,7 @@ def run_recipe(
     Killed at any moment, the same command goes on: no answer is paid for twice, no finished round is lost.
     On a Ray cluster features are computed, once; the rounds are this process's.
     """
-    engine = workers.engine()
+    engine = workers.engine(config.load_recipe(recipe, overrides).engine)
     if not estimate:
         _run(recipe, out, overrides, engine, mirror)
         return

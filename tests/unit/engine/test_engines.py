@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 from ray_helpers import Watch
 
+from selftrain import runs
 from selftrain.cli import main
 from selftrain.engine import on_ray
 from selftrain.engine.mapping import InProcess, Place, Rescue, StageRun
@@ -142,6 +143,24 @@ def test_workers_without_a_cluster_and_standard_input_on_one_are_refused(monkeyp
     with pytest.raises(ServingError, match="standard input is read by this process alone"):
         filter_posts(work, "-", tmp_path / "s", threshold=0.5, text_limit=9)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [([], ("there", 3, 2, 0.5)), (["--ray-workers", "1", "--ray-gpus", "0"], ("there", 1, 2, 0))],
+)
+def test_a_recipe_s_workers_are_taken_where_the_command_names_the_cluster(
+    monkeypatch, tmp_path, more, expected
+):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[data]\nmanifest = "m"\ntask = "t"\n[engine]\nkind = "ray"\nworkers = 3\ncpus = 2\ngpus = 0.5\n'
+    )
+    taken = []
+    monkeypatch.setattr(runs, "start", lambda *_, engine, **__: taken.append(engine) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["run", str(recipe), "--out", str(tmp_path / "run"), "--ray", "there", *more])
+    assert taken == [OnRay(*expected)]
 
 
 @contextmanager
