@@ -145,7 +145,7 @@ class DataSection(Section):
     # use only so many labels; the other labelled posts join the pool with their labels hidden
     labelled: int | None = Field(None, ge=2)
     balanced_labels: bool = True
-    # cut the larger classes down to the smallest before splitting
+    # cut the larger classes down to the smallest before splitting by shares
     balance: bool = False
     duplicates: Literal["any", "all", "off"] = "any"
     near_duplicate_cosine: float = Field(0.97, gt=0, le=1)

@@ -256,6 +256,11 @@ def _split(posts: Mapping[str, Sequence[Post]], task: Task, section: DataSection
     _check_split_named(manifest, section)
     more = {name: posts.get(name, ()) for name in _SPLITS}
     if section.split == "column":
+        if section.balance:
+            raise SplitError(
+                "data.balance = true cuts classes down before they are split by shares, and data.split is"
+                ' "column": leave out one of the two'
+            )
         parts = parts_by_column(manifest)
         return split_given(task, *(Joined(parts[name], more[name]) for name in _SPLITS))
     shares = {

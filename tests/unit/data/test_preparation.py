@@ -10,6 +10,7 @@ import pytest
 from backbones.base import Encoded, FeatureLayout
 from selftrain.config import load_recipe
 from selftrain.data.preparation import prepare
+from selftrain.errors import SplitError
 
 TASK = 'name = "t"\npositive = "rude"\npolicy = "p"\nclasses = { rude = "a", kind = "b" }\n'
 
@@ -86,3 +87,8 @@ def test_without_a_validation_share_nothing_validates(prepared):
     found = prepared(f"{POOL}\ntrain_share = 1\nvalidation_share = 0")
     assert found["labelled"] == ["manifest"] * 20
     assert found["validation"] == []
+
+
+def test_classes_that_no_split_by_shares_would_cut_down_are_not_left_as_they_are(prepared):
+    with pytest.raises(SplitError, match=r"data\.balance = true .* leave out one of the two"):
+        prepared(f'{OWN}\nsplit = "column"\nbalance = true', split="train")
