@@ -94,6 +94,7 @@ def show(
     if as_json:
         print_json(*records)
     else:
+        print_texts([plain(tables.SIMULATED)] if folder.environment().simulated else [])
         print_texts(lines)
 
 

@@ -23,12 +23,14 @@ SCORES = {
 }  # fmt: skip
 """Field of a `Score` -> what it is."""
 
+SIMULATED = "SIMULATED agents: their answers were drawn from the labels"
+
 # ---- a run ------------------------------------------------------------------------------------------
 
 
 def summary_table(summary: Summary, stopped: str | None) -> Table:
     """Return labels alone beside the loop, then the counts."""
-    title = "SIMULATED agents: their answers were drawn from the labels" if summary.simulated else None
+    title = SIMULATED if summary.simulated else None
     after = f"after the loop (round {summary.best_round})"
     found = table(
         "", "labels alone", after, "change", title=title, title_style="bold red", title_justify="left"

@@ -50,6 +50,15 @@ def test_the_rounds_are_those_of_the_metrics_files(small_run, capsys):
         assert ("rolled back" in line) == (not figures["kept"])
 
 
+@pytest.mark.parametrize("simulated", [False, True])
+def test_verdicts_of_simulated_agents_are_shown_as_such(copied, capsys, simulated):
+    file = copied / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"simulated": simulated}))
+    post_id = RunFolder(copied).verdicts(1)[0].post_id
+    for more in (["--post", post_id], ["--round", "1"], ["--disagreements"]):
+        assert run(capsys, "show", copied, *more).startswith("SIMULATED agents") == simulated, more
+
+
 def test_no_figure_is_cut_by_a_narrow_terminal(small_run, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
