@@ -234,7 +234,8 @@ def audit(
 
     Draws pseudo-labels with known probabilities into the run's review, beside its budget. Once people have
     looked at them, `selftrain show` and the report show the share of wrong pseudo-labels with its 95 %
-    interval; corrections enter grown.jsonl when the run's command is given again.
+    interval; corrections enter grown.jsonl when the run's command is given again. A review that is there
+    keeps its own seed and share of second reviews.
     """
     found = sampling.request_audit(run_dir.RunFolder(run), budget=budget, seed=seed, **drawing._asdict())
     drawn = "drawn" if found.new else "were drawn before, and stay"
