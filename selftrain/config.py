@@ -314,8 +314,8 @@ class AgentsSection(PartSection):
     shared: float = Field(0.7, ge=0, le=1)
     # 1: the first agent alone, half the calls; the estimate before a run says what a second would add
     count: int = Field(2, ge=1, le=2)
-    # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
-    # cost nothing and learn again each round, only unless this is said
+    # whether an agent whose balanced accuracy on the labelled posts may be chance ends the run; left out, it
+    # is "stop" for `vlm`, which is paid for, and "continue" for all others
     on_near_chance: Annotated[str | None, OneOf("agents.trust:OnNearChance")] = None
 
     @model_validator(mode="after")
