@@ -24,7 +24,6 @@ from selftrain.data.duplicates import (
     once_in_pool,
     separate,
 )
-from selftrain.data.feature_store import Keys
 from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
 from selftrain.data.matching import Embeddings
@@ -53,8 +52,9 @@ class PreparedData(NamedTuple):
     stages: tuple[StageRun, ...] = ()  # what was computed for it
 
 
-def _post_digests(corpus: Corpus, keys: Keys) -> Iterator[PostDigest]:
+def _post_digests(corpus: Corpus, features: FeatureTable) -> Iterator[PostDigest]:
     """Yield what each post of a corpus is to the run, computed as it is asked for."""
+    keys = features.keys()
     for name in _SPLITS:
         positions = getattr(corpus, name)
         for post, key in zip(corpus.posts_at(positions), keys[positions], strict=True):
@@ -180,14 +180,14 @@ def prepare_split(
     with _explained([*hints, *_taken_out(dropped)]):
         _check_sizes(splits, task, recipe)  # again: failures and copies are gone
     features = rows_of(ordered_posts(splits))
-    corpus, keys = build_corpus(splits, task, features), features.keys()
+    corpus = build_corpus(splits, task, features)
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {
-        "posts": _digest(corpus), "contents": hashlib.sha256(keys).hexdigest(),
+        "posts": _digest(corpus), "contents": hashlib.sha256(features.keys()).hexdigest(),
         "backbone": backbone.fingerprint(), "task": task.name, "policy": task.fingerprint,
     }  # fmt: skip
-    return PreparedData(task, corpus, quarantine, identity, _post_digests(corpus, keys), stages)
+    return PreparedData(task, corpus, quarantine, identity, _post_digests(corpus, features), stages)
 
 
 def cache_folder(section: BackboneSection) -> Path:
