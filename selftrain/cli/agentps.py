@@ -221,6 +221,8 @@ def predict(
     """
     check_target(out, manifest, rows=rows_per_file)
     _check_device(device)
+    if server is not None and device != "auto":
+        raise SelftrainError("with --server another process computes: leave out --device, or --server")
     engine = workers.engine()
     folder, threads = (model, None) if engine is None else (model.absolute(), int(engine.cpus))
     load: Callable[[], Predictor] = partial(predicting.AgentPSPredictor.load, folder, device, batch, threads)

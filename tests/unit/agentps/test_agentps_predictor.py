@@ -87,6 +87,9 @@ def test_a_device_that_torch_lacks_is_told_in_one_line(place, tmp_path, capsys):
         assert main([*words, "--out", str(tmp_path / "scored.jsonl"), "--device", device]) == 2
         told = f"error: --device: device {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'\n"
         assert capsys.readouterr().err == told
+    both = ["--device", "cpu", "--server", "http://127.0.0.1:9"]
+    assert main([*words, "--out", str(tmp_path / "scored.jsonl"), *both]) == 2
+    assert "leave out --device, or --server" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
