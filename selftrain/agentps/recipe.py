@@ -20,6 +20,7 @@ from selftrain.data.manifest import Tolerance
 from selftrain.errors import RecipeError
 from selftrain.models.metrics import PRECISIONS
 from selftrain.models.operating_points import Goal
+from selftrain.models.train_loop import LAST
 from selftrain.store.objects import fetch_table
 
 METRICS = (
@@ -151,7 +152,7 @@ class TrainingSettings(Section):
     divisor: Divisor = "posts"
     # keep the loss of reviewed posts (data.reviews) above 0; off, it is unbiased and has no lower bound
     non_negative: bool = True
-    metric: str = "macro_f1"  # of the validation posts; says which weights are kept
+    metric: str = "macro_f1"  # of the validation posts; says which weights are kept. "last": those at the end
     validate_every: int | None = Field(None, ge=1)  # steps; also within an epoch, not at its end alone
     patience: int | None = Field(None, ge=1)  # end after so many validations without a better one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -162,8 +163,12 @@ class TrainingSettings(Section):
 
     @model_validator(mode="after")
     def _metric_known(self) -> TrainingSettings:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric is {self.metric!r}; expected one of {', '.join(METRICS)}")
+        if self.metric not in (*METRICS, LAST):
+            raise ValueError(f"metric is {self.metric!r}; expected one of {', '.join((*METRICS, LAST))}")
+        if self.metric == LAST and self.patience is not None:
+            raise ValueError(
+                'metric = "last" keeps the weights at the end, and patience waits for better ones'
+            )
         return self
 
     def question_weights(self, questions: Sequence[str]) -> tuple[float, ...]:

@@ -121,7 +121,7 @@ class Pace:
 
     epochs: int
     steps_per_epoch: int = 1
-    metric: str = "macro_f1"  # which of the validation metrics says what is best; more is better
+    metric: str = "macro_f1"  # which of the validation metrics says what is best, more is better; or `LAST`
     evaluate_every: int = 1  # epochs; the last one is always evaluated
     evaluate_steps: int | None = None  # also within an epoch, after every so many steps in all; None: not
     patience: int | None = None  # end after so many evaluations without a better one; None: after all epochs
@@ -254,8 +254,14 @@ def _since_best(results: Sequence[EpochResult], metric: str) -> int:
     return next(n for n, one in enumerate(reversed(results)) if one is best)
 
 
+LAST = "last"
+"""In the place of a metric: what came last is the best."""
+
+
 def best_epoch(results: Sequence[EpochResult], metric: str = "macro_f1") -> EpochResult:
-    """Return the first evaluation that none is better than."""
+    """Return the first evaluation that none is better than; by `LAST` the last one."""
+    if metric == LAST:
+        return results[-1]
     return max(results, key=lambda one: float(one.metrics[metric]))
 
 

@@ -443,6 +443,10 @@ def test_recipes():
     for wrong in ("model.variant=psy", "training.metric=accuracy", "model.ranks=3", "frames.repeat=maybe"):
         with pytest.raises(RecipeError, match="fault"):
             load_agentps_recipe(None, [wrong])
+    last = 'training.metric="last"'
+    assert load_agentps_recipe(None, [last]).training.metric == "last"
+    with pytest.raises(RecipeError, match="patience waits for better ones"):
+        load_agentps_recipe(None, [last, "training.patience=2"])
     with pytest.raises(RecipeError, match=r"training\.patience: it is true; expected a number"):
         load_agentps_recipe(None, ["training.patience=true"])
     for key, given in (("weights", "{final=true}"), ("class_weights", "{final={rude=true}}")):

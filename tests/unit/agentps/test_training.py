@@ -38,6 +38,7 @@ from selftrain.errors import (
     RecipeError,
     TrainingError,
 )
+from selftrain.models.train_loop import best_epoch
 from selftrain.store.run_dir import read_jsonl
 
 FAST = TrainingSettings(
@@ -270,7 +271,8 @@ def test_a_base_in_bfloat16_learns_with_everything_trained_in_float32(tmp_path, 
 # ---- what is kept ---------------------------------------------------------------------------------------
 
 
-def test_the_best_epoch_is_kept_not_the_last(tmp_path, cpu, as_examples):
+@pytest.mark.parametrize(("metric", "kept"), [("auc", 1), ("last", 3)])
+def test_the_best_epoch_is_kept_or_the_last(metric, kept, tmp_path, cpu, as_examples):
     built = built_model()
     posts = as_examples(drawn_posts(16), built)
     seen, scores = [], iter([0.6, 0.9, 0.9, 0.1])
@@ -279,12 +281,13 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path, cpu, as_examples):
         seen.append(weights(model))
         return {"auc": next(scores)}
 
-    results = go(built, posts, tmp_path, cpu, epochs=4, validate=validate)
+    results = go(built, posts, tmp_path, cpu, epochs=4, metric=metric, validate=validate)
     assert [one.metrics["auc"] for one in results] == [0.6, 0.9, 0.9, 0.1]
+    assert best_epoch(results, metric) is results[kept]
     load_weights(built.model, tmp_path / WEIGHTS)
     now = weights(built.model)
-    assert all(torch.equal(now[name], seen[1][name]) for name in now)
-    assert any(not torch.equal(now[name], seen[3][name]) for name in now)
+    same = [all(torch.equal(now[name], one[name]) for name in now) for one in seen]
+    assert same == [place == kept for place in range(4)]
 
 
 class CutOffError(Exception):
