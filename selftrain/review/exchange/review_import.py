@@ -124,7 +124,9 @@ def _number(written: str) -> Decimal | None:
 
 
 def _json_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
-    for line, row in enumerate(table.rows, 1):
+    for item, row in enumerate(table.rows, 1):
+        # exports are one list in one line: there the items count
+        line = item if LISTED in table.notes else row.line
         if row.fields is None:
             yield Refusal(line, "", f"is {row.reason}: expected a task")
             continue
@@ -188,7 +190,7 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
         raise ItemError("has no data.post_id: expected a task that `selftrain review export` wrote")
     batch = str(data.get("batch") or "")
     if data is item:
-        if CONTROL in item:
+        if item.get(CONTROL) is not None:  # pandas writes null where nobody has reviewed
             who = reviewer_name(item.get("annotator") or item.get("reviewer"))
             yield post_id, _choice(item[CONTROL]), who, batch
         return

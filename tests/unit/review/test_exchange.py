@@ -247,6 +247,16 @@ def test_reviews_of_a_minimal_export(tmp_path):
     assert [one.line for one in found.refused] == [4, 5]
 
 
+def test_json_lines_are_counted_as_lines_and_null_is_no_review(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    file.write_text(
+        '{"post_id": "p0", "label": null}\n\n{"post_id": "p1", "label": "rude"}\n{"label": "rude"}\n'
+    )
+    found = read_reviews(file)
+    assert [(one.line, one.post_id) for one in found.decisions] == [(3, "p1")]
+    assert (found.empty, [one.line for one in found.refused]) == (1, [4])
+
+
 @pytest.mark.parametrize("text", ['{"a": 1}', "[1, 2", "\x00", "a,b\n1,2\n", ""])
 def test_a_file_that_is_none_of_these_is_refused_as_a_whole(tmp_path, text):
     file = tmp_path / "file"
