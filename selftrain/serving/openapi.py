@@ -20,7 +20,7 @@ REASONS = {
     401: "No key, or a wrong one.",
     403: "The page of another site asked.",
     408: "The body took too long to arrive.",
-    409: "Two posts with the same id.",
+    409: "Two posts with the same id, or a key twice in one object.",
     413: "More than the limits allow.",
     415: "The body is not said to be JSON.",
     422: "JSON of another form.",

@@ -35,7 +35,7 @@ from selftrain.data.inline_pictures import (
 )
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.models.predictor import Prediction
-from selftrain.web.access import BadRequestError
+from selftrain.web.access import BadRequestError, each_once
 from selftrain.web.pictures import without_paths
 
 ID_CHARACTERS = 1000
@@ -178,7 +178,7 @@ _FIELDS = ", ".join(GivenPost.model_fields)
 def parse(body: bytes, limits: RequestLimits) -> list[GivenPost]:
     """Read the posts of a request: ``{"posts": [...]}``, or one post by itself."""
     try:
-        given = json.loads(body.decode())
+        given = json.loads(body.decode(), object_pairs_hook=each_once)
     except UnicodeDecodeError as error:
         raise BadRequestError(
             400, f"the body is not UTF-8 (byte {error.start}); expected JSON in UTF-8"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -20,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
 CLIENT_GONE = 499  # nobody reads it; it is counted
+_SHOWN = 60  # characters of what is quoted
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +70,22 @@ def is_foreign_page(headers: Headers) -> bool:
 def is_json(headers: Headers) -> bool:
     """Return whether the body is said to be JSON, which no page sends to another site unasked."""
     return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of JSON, as `object_pairs_hook` of `json.loads`; a key that stands twice is refused.
+
+    The last one would win without a word otherwise.
+
+    Raises:
+        BadRequestError: A key stands twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadRequestError(409, f"the key {name[:_SHOWN]!r} stands twice; expected every key once")
+        found[name] = value
+    return found
 
 
 async def read_body(request: Request, most: int, *, seen: Callable[[bytes], None] = lambda _: None) -> bytes:

@@ -34,6 +34,7 @@ from selftrain.review.page.session import ReviewSession
 from selftrain.web.access import (
     BadRequestError,
     answered,
+    each_once,
     error_answer,
     is_foreign_page,
     is_json,
@@ -135,7 +136,7 @@ async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
     """Read the reviewer's name and the other fields, all text; `BROWSER` is not the page's to give."""
     expected = ("reviewer", *(name for name in fields if name != BROWSER))
     try:
-        given = json.loads(await read_body(request, BODY))
+        given = json.loads(await read_body(request, BODY), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise BadRequestError(422, "the body is not JSON") from error
     found = [given.get(name) for name in expected] if isinstance(given, dict) else []

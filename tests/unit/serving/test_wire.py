@@ -60,6 +60,8 @@ def test_a_list_and_a_single_post_are_read():
         (body(post(label="x")), 422, "the post has the unknown field 'label'; expected id, text, images"),
         (body({"posts": [post(id=str(n)) for n in range(4)]}), 413, "4 posts; at most 3"),
         (body({"posts": [post(), post()]}), 409, "id 'a' stands twice"),
+        (b'{"id": "a", "text": "x", "text": "y"}', 409, "the key 'text' stands twice"),
+        (b'{"posts": [{"id": "a", "text": "x"}], "posts": []}', 409, "the key 'posts' stands twice"),
         (body({"text": "x"}), 422, "id is empty or absent"),
         (body(post(id=7)), 422, "id is a number; expected a text"),
         (body(post(text=["x"])), 422, "text is a list; expected a text"),
