@@ -139,6 +139,12 @@ def _progress_line(session: sessions.ReviewSession) -> str:
     return f"reviewed {progress.reviewed:,} of {progress.budget:,} posts{second}"
 
 
+def _echo_next(run: Path, word: str) -> None:
+    """Print what gives reviews to the run or its file, and what else learns from them, as the page does."""
+    echo(f"{word}: {review_server.next_command(labelling.review_folder(run))}")
+    echo(f"or: {labelling.train_command(run)}")
+
+
 def _open_browser(where: str) -> None:
     """Open a browser where there is a screen: a text browser would take the terminal away."""
     screen = (
@@ -183,7 +189,7 @@ def export(
         echo(f"{out}: {len(found.tasks):,} tasks to import")
         echo(f"{config}: the labelling configuration")
     echo(f"then: selftrain review import {quoted(run)} FILE")
-    echo(f"and: {labelling.train_command(run)}")
+    _echo_next(run, "and")
 
 
 @app.command("import", epilog="Example: selftrain review import runs/mine export.json")
@@ -217,7 +223,7 @@ def import_file(
         f"{found.taken:,} taken, {found.known:,} known before, {found.empty:,} without a review,"
         f" {len(found.refused):,} refused{nothing}"
     )
-    echo(f"next: {labelling.train_command(run)}")
+    _echo_next(run, "next")
     return REFUSED if found.refused else 0
 
 
@@ -241,4 +247,4 @@ def audit(
     drawn = "drawn" if found.new else "were drawn before, and stay"
     echo(f"{len(found.drawn):,} of {found.posts:,} pseudo-labels {drawn}: {found.batch!r} in {found.ledger}")
     echo(f"review them with: selftrain review serve {quoted(run)}")
-    echo(f"then: {labelling.train_command(run)}")
+    _echo_next(run, "then")

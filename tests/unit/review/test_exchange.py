@@ -21,6 +21,7 @@ from selftrain.review.exchange.review_import import import_reviews, read_reviews
 from selftrain.review.ledger import OutsideDecision, ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE, ReviewItem
 from selftrain.review.opinions import Opinion, Statement
+from selftrain.review.page.review_server import next_command
 from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
@@ -382,7 +383,9 @@ def test_what_a_run_exports_comes_back_reviewed(run, tmp_path, capsys):
         one["annotations"] = [annotation(label)]
     out.write_text(json.dumps(tasks))
     assert main(["review", "import", str(run.path), str(out)]) == 0
-    assert f"{len(tasks)} taken" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{len(tasks)} taken" in told
+    assert f"next: {next_command(run)}\nor: selftrain act train {run.path} " in told
     assert ledger.progress().finished
     assert gather_tasks(run).tasks == ()
     assert len(gather_tasks(run, everything=True).tasks) == len(tasks)

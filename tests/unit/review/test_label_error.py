@@ -12,6 +12,7 @@ from selftrain.report.run_page import gather, render
 from selftrain.review.estimates import newest_estimate, reviewed_batches
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
+from selftrain.review.page.review_server import next_command
 from selftrain.review.sampling import request_audit, request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
@@ -115,7 +116,9 @@ def test_report_and_show_tell_the_estimate_and_nothing_without_reviews(run, caps
     assert main(["show", str(run.path)]) == 0
     assert "wrong pseudo-labels" not in capsys.readouterr().out
     assert main(["review", "audit", str(run.path), "--budget", "5"]) == 0
-    assert "5 of" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "5 of" in told
+    assert f"then: {next_command(run)}\n" in told  # which puts corrections into grown.jsonl
     assert "How wrong" not in render(gather(run))
     review(run, wrong_where(run, lambda post_id: True))
     page = render(gather(run))
