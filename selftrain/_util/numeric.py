@@ -29,6 +29,15 @@ def decide(logits: Float32Array | FloatArray, cut: Sequence[float] | None = None
     return np.asarray(moved.argmax(1), dtype=np.int64)
 
 
+def decide_shown(logits: Float32Array | FloatArray, cut: Sequence[float] | None = None) -> IntArray:
+    """Return what `decide` does, of logits and a cut with the positive class first: the loop numbers it last.
+
+    So of equals it is never the positive one, for a model as for the loop that measured it.
+    """
+    turned = None if cut is None else (*cut[1:], cut[0])
+    return (decide(np.roll(logits, -1, axis=1), turned) + 1) % logits.shape[1]
+
+
 def class_columns(classes: int) -> IntArray:
     """Return the classes [C] that are set against the rest: of two the second, whose mirror the first is."""
     return np.arange(1 if classes == 2 else 0, classes, dtype=np.int64)

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from backbones.errors import ImageError
 from backbones.images import open_image
-from selftrain._util.numeric import decide
+from selftrain._util.numeric import decide_shown
 from selftrain._util.printable import shorten
 from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
@@ -94,16 +94,16 @@ class OnnxPredictor:
                 readable[index] = [self._pixels(path) for path in post.images]
             except ImageError as error:
                 reasons[index] = str(error)
-        probs = np.full((len(posts), len(self.classes)), np.nan, np.float32)
+        logits, probs = np.full((2, len(posts), len(self.classes)), np.nan, np.float32)
         if readable:
             inputs = self._inputs([posts[index].text for index in readable], list(readable.values()))
             try:
-                probs[list(readable)] = self._session.run(["probabilities"], inputs)[0]
+                found = self._session.run(["logits", "probabilities"], inputs)
+                logits[list(readable)], probs[list(readable)] = found
             except Exception as error:  # as in `_open`; or numpy's, of another shape
                 raise ServingError(f"{self._file} does not compute what it says ({error})") from error
-        with np.errstate(divide="ignore"):  # log 0 is what it should be
-            chosen = decide(np.log(probs), self._cut)
-        return from_probs(posts, self.classes, probs, chosen, reasons)
+        # by the logits, as a run does
+        return from_probs(posts, self.classes, probs, decide_shown(logits, self._cut), reasons)
 
     def _inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Float32Array]]) -> dict[str, Any]:
         """Turn texts [B] and the pixels of each post's images into the graph's inputs."""

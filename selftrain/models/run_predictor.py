@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.base import Backbone, Encodable, Encoded
-from selftrain._util.numeric import decide
+from selftrain._util.numeric import decide_shown
 from selftrain._util.types import Float32Array
 from selftrain.config import Recipe, stored_recipe
 from selftrain.data.features import encode, extract_features
@@ -161,5 +161,5 @@ class RunPredictor:
         logits = self.classify(rows)
         # by the logits, as the loop does: probabilities next to each other may round to the same
         return predictor.from_probs(
-            posts, self.classes, probabilities(logits), decide(logits, self.cut), reasons
+            posts, self.classes, probabilities(logits), decide_shown(logits, self.cut), reasons
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -12,23 +13,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from report_helpers import by_hand
 
+from selftrain._util.numeric import decide
 from selftrain.agentps.predict import AgentPSPredictor
 from selftrain.agentps.served import ServedModel
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import DataError, RunStateError, ServingError
-from selftrain.models.calibration import probabilities
+from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.head import FORMATS
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
+from selftrain.models.run_predictor import RunPredictor
 from selftrain.serving.batching import Batcher
 from selftrain.serving.load_predictor import KINDS, load_predictor
 from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder
+from selftrain.store.scores import numbered
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -206,6 +211,19 @@ def test_onnx_gives_the_scores_of_the_run_for_every_kind_of_batch(predictor, exp
         predictor.name,
     )
     assert onnx.validation() is None
+
+
+def test_equals_are_decided_as_the_loop_decides(predictor, posts, tmp_path, monkeypatch):
+    head = copy.deepcopy(predictor.head)
+    torch.nn.init.zeros_(head.layers[-1].weight)
+    torch.nn.init.zeros_(head.layers[-1].bias)
+    level = replace(predictor, head=head, calibration=Calibration(), cut=None)
+    monkeypatch.setattr(RunPredictor, "load", lambda _: level)
+    export_onnx(tmp_path, tmp_path / "level.onnx")
+    for model in (level, OnnxPredictor(tmp_path / "level.onnx")):
+        (found,) = model.predict(posts[:1])
+        assert set(found.probs.values()) == {0.5}
+        assert found.label == numbered(level.classes)[decide(np.zeros((1, 2)))[0]]
 
 
 @pytest.mark.parametrize("kind", ["run", "onnx"])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from selftrain._util.numeric import class_columns, decide, log_odds, log_probs, sigmoid
+from selftrain._util.numeric import class_columns, decide, decide_shown, log_odds, log_probs, sigmoid
 
 
 @given(st.integers(0, 2**31), st.integers(2, 6), st.sampled_from([1.0, 40.0]))
@@ -29,6 +29,13 @@ def test_of_two_classes_the_second_stands_for_both_to_the_bit():
 
 def test_of_equals_the_first_is_decided_on():
     assert decide(np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)).tolist() == [0, 0]
+
+
+def test_the_positive_class_first_or_last_makes_no_other_decision():
+    numbered = np.random.default_rng(0).integers(-1, 2, (200, 3)).astype(np.float32)  # ties among them
+    for cut in (None, (0.0, 1.0, -1.0)):
+        shown, turned = np.roll(numbered, 1, axis=1), None if cut is None else (cut[-1], *cut[:-1])
+        assert (decide_shown(shown, turned) == (decide(numbered, cut) + 1) % 3).all()
 
 
 def test_huge_logits_do_not_overflow():
