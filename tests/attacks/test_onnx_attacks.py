@@ -145,14 +145,16 @@ def weights_elsewhere():
 def written(folder, made, **reading):
     starts, nodes = made()
     reads = [helper.make_tensor_value_info(name, *kind) for name, kind in INPUTS.items()]
-    gives = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [1, 2])]
+    names = ("logits", "probabilities")
+    gives = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in names]
     # what was computed is given out too: nothing that is unused is computed
     ends = [
         helper.make_empty_tensor_value_info(name)
         for node in nodes for name in node.output if name.endswith("_max") or name == "b"
     ]  # fmt: skip
+    answers = [helper.make_node("Identity", ["given"], [name]) for name in names]
     graph = helper.make_graph(
-        [helper.make_node("Identity", ["given"], ["probabilities"]), *nodes], "g", reads, [*gives, *ends],
+        [*answers, *nodes], "g", reads, [*gives, *ends],
         [*starts, helper.make_tensor("given", TensorProto.FLOAT, [1, 2], [0.5, 0.5])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
