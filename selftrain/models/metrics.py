@@ -74,7 +74,7 @@ def evaluate(labels: LabelArray, logits: Float32Array, predicted: IntArray | Non
     areas = [auc(truth[:, c], odds[:, c]) for c in range(truth.shape[1])]
     return SplitMetrics(
         posts=len(labels),
-        macro_f1=macro_f1(labels, predicted, kinds),
+        macro_f1=macro_f1(labels, predicted),
         accuracy=float(found["accuracy"][0]),
         precision=float(found["precision"][0]),
         recall=float(found["recall"][0]),
@@ -319,16 +319,24 @@ def difference(first: Scored, second: Scored) -> Interval | None:
 
 
 def count_metrics(counts: IntArray) -> dict[str, FloatArray]:
-    """Return metric -> [R], from confusion counts [R, K * K]. A share of nothing is 0."""
+    """Return metric -> [R], from confusion counts [R, K * K]. A share of nothing is 0.
+
+    Classes that occur in neither truth nor prediction do not count: a draw without a rare one says nothing
+    of it.
+    """
     classes = math.isqrt(counts.shape[1])
     table = counts.reshape(-1, classes, classes).astype(np.float64)
     right, true, given = np.diagonal(table, axis1=1, axis2=2), table.sum(2), table.sum(1)
-    columns = class_columns(classes)
+    columns, occurs = class_columns(classes), true + given > 0
+
+    def mean(shares: FloatArray, some: IntArray) -> FloatArray:
+        return _share(shares[:, some].sum(1), occurs[:, some].sum(1))
+
     return {
-        "macro_f1": _share(2 * right, true + given).mean(1),
+        "macro_f1": mean(_share(2 * right, true + given), np.arange(classes)),
         "accuracy": _share(right.sum(1), table.sum((1, 2))),
-        "precision": _share(right, given)[:, columns].mean(1),
-        "recall": _share(right, true)[:, columns].mean(1),
+        "precision": mean(_share(right, given), columns),
+        "recall": mean(_share(right, true), columns),
     }
 
 

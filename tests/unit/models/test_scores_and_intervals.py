@@ -108,6 +108,11 @@ def test_the_interval_is_that_of_a_bootstrap_over_posts():
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=0.012)
 
 
+def test_draws_without_a_rare_class_say_nothing_of_it():
+    found = estimates(np.diag([12, 9, 2]).ravel())
+    assert {name: (one.low, one.high) for name, one in found.items()} == dict.fromkeys(found, (1.0, 1.0))
+
+
 def test_more_posts_give_a_narrower_interval_and_none_is_refused():
     few, many = (estimates(counts_of(confusion(drawn(n, 5))))["accuracy"] for n in (60, 6000))
     assert many.high - many.low < (few.high - few.low) / 3
