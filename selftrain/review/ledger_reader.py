@@ -260,7 +260,10 @@ class LedgerReader:
         self.path = Path(path)
         self._clock = clock
         if not is_begun(self.path):
-            raise LedgerError(f"{self.path} is not there: expected a ledger of reviews; create one first")
+            raise LedgerError(
+                f"{self.path} is not there: expected a ledger of reviews; `selftrain review serve` of its"
+                " folder, with --budget, begins one"
+            )
         with explained(self.path, "opened"):
             self._connection = connect(self.path)
             check_version(self._connection, self.path)

@@ -347,7 +347,7 @@ def test_creating_again_finds_the_ledger_and_other_settings_are_refused(tmp_path
 
 
 def test_files_that_are_no_ledger_are_refused(tmp_path):
-    with pytest.raises(LedgerError, match="create one first"):
+    with pytest.raises(LedgerError, match="begins one"):
         ReviewLedger(tmp_path / "none.sqlite")
     (tmp_path / "text").write_text("no database, but long enough to look at " * 20)
     with pytest.raises(LedgerError):
