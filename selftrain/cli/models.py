@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -190,9 +189,12 @@ class Passing(NamedTuple):
         if self.precision is not None and self.recall is not None:
             raise ServingError("--precision and --recall are given; expected one of the two")
 
-    def threshold(self, opened: predictor.Predictor, columns: Mapping[str, str]) -> float:
+    def threshold(self, work: streams.ModelAtWork, text_limit: int) -> float:
         """Return from which probability on, and tell what validation posts say of it."""
-        scores, left_out = streams.validation_scores(opened, self.validation, columns)
+        opened = work.predictor
+        scores, left_out = streams.validation_scores(
+            opened, self.validation, work.columns, text_limit=text_limit, max_pixels=work.max_pixels
+        )
         point = self._point(opened, scores)
         echo(f"posts pass from probability {point.threshold:.6f} of {opened.positive!r} on")
         echo(
@@ -246,10 +248,9 @@ def filter_stream(
     repeating one; SINK.progress.json says how far it is.
     """
     passing.check()
-    engine, named = workers.engine(), reading.named
-    tolerance = reading.tolerance(streams.ANY_NUMBER)
-    work = _at_work(model, engine, columns=named, tolerance=tolerance, max_pixels=max_pixels)
-    threshold = passing.threshold(work.predictor, named)
+    engine, tolerance = workers.engine(), reading.tolerance(streams.ANY_NUMBER)
+    work = _at_work(model, engine, columns=reading.named, tolerance=tolerance, max_pixels=max_pixels)
+    threshold = passing.threshold(work, text_limit)
     counts = streams.filter_posts(
         work, str(source), sink, threshold=threshold, text_limit=text_limit, tell=echo
     )

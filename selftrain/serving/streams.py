@@ -230,11 +230,13 @@ def _passing(predictor: Predictor, rows: list[SourceRow], *, threshold: float) -
 
 
 def validation_scores(
-    predictor: Predictor, manifest: Path | None, columns: Mapping[str, str] | None = None
-) -> tuple[ValidationScores, int]:
+    predictor: Predictor, manifest: Path | None, columns: Mapping[str, str] | None = None,
+    *, text_limit: int | None = None, max_pixels: int = MAX_PIXELS,
+) -> tuple[ValidationScores, int]:  # fmt: skip
     """Score the posts to choose a threshold on, those of `manifest` or the ones that the model stored.
 
-    Returns the scores, and how many posts have none.
+    Of `manifest` those alone that the filter would take, see `filter_posts` and `ModelAtWork`. Returns the
+    scores, and how many posts have none.
 
     Raises:
         ServingError: None were stored, or no row of `manifest` has a label and a score.
@@ -247,7 +249,7 @@ def validation_scores(
                 " --validation"
             )
         return stored, 0
-    report = read_manifest(manifest, columns=columns, **_taken_by(predictor))
+    report = read_manifest(manifest, columns=columns, max_pixels=max_pixels, **_taken_by(predictor))
     names = Names(predictor.classes)
     posts = [
         replace(post, label=names.find(post.label) or post.label)
@@ -263,7 +265,7 @@ def validation_scores(
     scored = [
         (post.label == predictor.positive, result.probs[predictor.positive])
         for post, result in zip(posts, predictor.predict(posts), strict=True)
-        if not result.reason
+        if not (result.reason or (text_limit is not None and len(post.text) > text_limit))
     ]
     if not scored:
         hints = "".join(f"\n{hint}" for hint in report.hints)

@@ -146,6 +146,20 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
         validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", [rows[1]]))
 
 
+def test_a_threshold_is_chosen_on_posts_that_the_filter_takes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("selftrain.serving.load_predictor.load_predictor", lambda path: TextPredictor())
+    Image.new("RGB", (40, 40)).save(tmp_path / "p.png")
+    rows = [{"id": "a", "text": "0.9", "label": "yes"}, {"id": "b", "text": "0.80000000", "label": "yes"}]
+    rows.append({"id": "c", "text": "0.7", "images": ["p.png"], "label": "yes"})
+    source = str(write_rows(tmp_path / "v.jsonl", rows))
+    command = ["filter", "m", "--source", source, "--validation", source, "--recall", "1"]
+    assert main([*command, "--sink", f"{tmp_path}/s", "--text-limit", "5", "--max-pixels", "1000"]) == 0
+    told = capsys.readouterr().out
+    assert "from probability 0.899999 " in told
+    assert "read 3, kept 1 " in told
+    assert "2 rows of the validation posts could not be read or scored" in told
+
+
 @pytest.mark.parametrize(("kind", "left_out"), [("classifier", 1), ("agentps", 0)])
 def test_long_albums_validate_the_models_that_sample_them(tmp_path, kind, left_out):
     names = []
