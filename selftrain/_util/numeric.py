@@ -35,7 +35,7 @@ def decide_shown(logits: Float32Array | FloatArray, cut: Sequence[float] | None 
     So of equals it is never the positive one, for a model as for the loop that measured it.
     """
     turned = None if cut is None else (*cut[1:], cut[0])
-    return (decide(np.roll(logits, -1, axis=1), turned) + 1) % logits.shape[1]
+    return np.asarray((decide(np.roll(logits, -1, axis=1), turned) + 1) % logits.shape[1], dtype=np.int64)
 
 
 def class_columns(classes: int) -> IntArray:

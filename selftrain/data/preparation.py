@@ -184,7 +184,7 @@ def prepare_split(
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {
-        "posts": _digest(corpus), "contents": hashlib.sha256(features.keys()).hexdigest(),
+        "posts": _digest(corpus), "contents": hashlib.sha256(features.keys().data).hexdigest(),
         "backbone": backbone.fingerprint(), "task": task.name, "policy": task.fingerprint,
     }  # fmt: skip
     return PreparedData(task, corpus, quarantine, identity, _post_digests(corpus, features), stages)
