@@ -333,9 +333,10 @@ def _settings(
     )  # fmt: skip
     training = TrainingSettings(
         epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
-        device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision=place.precision,
+        device="cpu" if place.cpu else "auto", precision=place.precision,
+        workers=2 if pictures and not place.cpu else 0,  # a fork keeps the memory that training had then
         attention="eager" if place.cpu and place.precision == "bfloat16" else "auto",
-        part_tokens=1536 if place.cpu else None,  # 1.5 MB a token: HarMeme's longest posts took 12 GB
+        part_tokens=1536 if place.cpu else None,  # 1.5 MB a token
     )  # fmt: skip
     return model, training
 
