@@ -231,6 +231,7 @@ VARIANTS = {
 PAIRS = "pairs, exactly one", 1000, ""
 PAIRS_ON_CPU = "pairs, exactly one", 1000, ", bfloat16"
 MEMES = "hateful memes", 4000, ", bfloat16"
+SEVERITY = "harmeme", 2000, ", bfloat16"
 AUC_AND_RECALL = {"AUC": "auc", "recall at precision .60": "recall_at_precision_60"}
 EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (250, 100, 50) for told, asked in
                    (("500 posts asked", "500"), ("whole pool", "all")))  # fmt: skip
@@ -453,6 +454,11 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "agentps": ("agentps", lambda figures: _variants(figures, *PAIRS)),
     "agentps, on a CPU": ("agentps", lambda figures: _variants(figures, *PAIRS_ON_CPU)),
     "agentps, memes": ("agentps", lambda figures: _variants(figures, *MEMES)),
+    "agentps, severity": ("agentps", lambda figures: _variants(figures, *SEVERITY)),
+    "agentps over vanilla, severity": (
+        "agentps",
+        lambda figures: _over_way(figures, *SEVERITY, reference="vanilla", metrics=AUC_AND_RECALL),
+    ),
     "agentps over vanilla, memes": (
         "agentps",
         lambda figures: _over_way(figures, *MEMES, reference="vanilla", metrics=AUC_AND_RECALL),
