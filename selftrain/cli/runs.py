@@ -59,7 +59,8 @@ def run_recipe(
     Killed at any moment, the same command goes on: no answer is paid for twice, no finished round is lost.
     On a Ray cluster features are computed, once; the rounds are this process's.
     """
-    engine = workers.engine(config.load_recipe(recipe, overrides).engine)
+    # without a cluster the run reads the recipe, once
+    engine = workers.engine(config.load_recipe(recipe, overrides).engine if workers.ray is not None else None)
     if not estimate:
         _run(recipe, out, overrides, engine, mirror)
         return
