@@ -167,7 +167,8 @@ class TrainingSettings(Section):
             raise ValueError(f"metric is {self.metric!r}; expected one of {', '.join((*METRICS, LAST))}")
         if self.metric == LAST and self.patience is not None:
             raise ValueError(
-                'metric = "last" keeps the weights at the end, and patience waits for better ones'
+                'metric = "last" keeps the weights at the end, and patience waits for better ones:'
+                " leave out one of the two"
             )
         return self
 
