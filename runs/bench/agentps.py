@@ -175,22 +175,29 @@ def _measure_seed(cells: Cells, seed: int, figures: Figures, args: argparse.Name
 
 
 def _compare(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
-    """Measure each way against vanilla and agentps on the same test posts, where the scores are at hand."""
+    """Measure each way against vanilla and agentps on the same test posts, where the scores are at hand.
+
+    Of the epochs that were chosen, and of the last ones: what 300 posts choose is a draw of its own.
+    """
+    from runs.bench.agentps_epochs import LAST
+
     scores = {
         method: np.load(kept)
         for method in (_named(way, args) for way in cells.ways)
         if (kept := _scores_file(args.work, method, cells, seed)).exists()
     }
     vanilla, agentps = (_named(way, args) for way in REFERENCES)
-    for method, reference in product(scores, (vanilla, agentps)):
-        over = f"{method} over {reference}"
+    for method, reference, epoch in product(scores, (vanilla, agentps), ("", f", {LAST}")):
+        over = f"{method} over {reference}{epoch}"
         if method in (vanilla, reference) or reference not in scores or _has(figures, over, cells, seed):
             continue
-        ours, theirs = scores[method], scores[reference]
-        gained = over_posts(ours["truth"], ours["scores"], theirs["scores"])
+        truth = scores[method]["truth"]
+        ours, theirs = (
+            scores[one]["by_epoch"][-1] if epoch else scores[one]["scores"] for one in (method, reference)
+        )
         values = {
             metric + end: value
-            for metric, interval in gained.items()
+            for metric, interval in over_posts(truth, ours, theirs).items()
             for end, value in zip(ENDS, interval, strict=True)
         }
         _keep(figures, over, cells, seed, values)
@@ -198,11 +205,11 @@ def _compare(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace
 
 def _choose_epochs(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
     """Measure what other rules for the epoch give, where the scores are at hand."""
-    from runs.bench.agentps_epochs import choices
+    from runs.bench.agentps_epochs import LAST, choices
 
     for method in (_named(way, args) for way in cells.ways):
         kept = _scores_file(args.work, method, cells, seed)
-        if kept.exists() and not _has(figures, f"{method}, the last epoch", cells, seed):
+        if kept.exists() and not _has(figures, f"{method}, {LAST}", cells, seed):
             arrays = np.load(kept)
             names = ("truth", "by_epoch", "validation_truth", "validation_by_epoch")
             for rule, values in choices(*(arrays[name] for name in names)):

@@ -28,7 +28,8 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-NAMES = ("the last epoch", *(f"epoch by {name} of {size}" for size in SIZES for name in RULES))
+LAST = "the last epoch"
+NAMES = (LAST, *(f"epoch by {name} of {size}" for size in SIZES for name in RULES))
 BEST = "the best epoch"
 
 
@@ -43,7 +44,7 @@ def choices(
             for all rules; the metrics are means over the draws.
     """
     tested = [{m: threshold_metrics(truth, scores)[m] for m in METRICS} for scores in by_epoch]
-    yield NAMES[0], tested[-1]
+    yield LAST, tested[-1]
     for size in SIZES:
         drawn = list(_drawn(validation_truth, size))
         for name, rule in RULES.items():

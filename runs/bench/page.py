@@ -22,6 +22,7 @@ from runs.bench import cost, frontier, scale
 from runs.bench.act_tables import means_of_ways
 from runs.bench.agentps import DIVISORS, ENDS
 from runs.bench.agentps import LABELS as LABELLED
+from runs.bench.agentps_epochs import LAST as LAST_EPOCH
 from runs.bench.judges import values_of
 from runs.bench.loop_study import WHOLE
 from runs.bench.paired import points_over, t_interval, t_over_seeds
@@ -269,12 +270,16 @@ def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterato
 
 
 def _over_way(
-    figures: Figures, dataset: str, n: int, precision: str, *, reference: str, metrics: Mapping[str, str]
-) -> Iterator[str]:
-    """Yield a line a way: points of each seed, intervals over its test posts, and the mean over the seeds."""
+    figures: Figures, dataset: str, n: int, precision: str, *,
+    reference: str, metrics: Mapping[str, str], epoch: str = "",
+) -> Iterator[str]:  # fmt: skip
+    """Yield a line a way: points of each seed, intervals over its test posts, and the mean over the seeds.
+
+    They are of the epochs that were chosen, or of the `epoch` that is named.
+    """
     found: dict[str, dict[int, Interval]] = {}
     for way, (told, metric) in product(VARIANTS, metrics.items()):
-        over = f"{way}{precision} over {reference}{precision}"
+        over = f"{way}{precision} over {reference}{precision}{epoch and f', {epoch}'}"
         ends = [figures.values(over, n, metric + end, dataset=dataset) for end in ENDS]
         if ends[0]:
             intervals = {seed: Interval(*(100 * one[seed] for one in ends)) for seed in ends[0]}
@@ -462,6 +467,12 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "agentps over vanilla, memes": (
         "agentps",
         lambda figures: _over_way(figures, *MEMES, reference="vanilla", metrics=AUC_AND_RECALL),
+    ),
+    "agentps over vanilla, memes, the last epoch": (
+        "agentps",
+        lambda figures: _over_way(
+            figures, *MEMES, reference="vanilla", metrics=AUC_AND_RECALL, epoch=LAST_EPOCH
+        ),
     ),
     "over agentps": (
         "agentps",

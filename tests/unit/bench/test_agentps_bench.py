@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from agentps_helpers import TASK, accelerating, drawn_posts, tiny_embedded
 from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from runs.bench import agentps, agentps_study
 from runs.bench.agentps_epochs import BEST, NAMES, choices
@@ -55,9 +56,10 @@ def test_ways_are_compared_with_vanilla_and_agentps_on_the_same_posts(tmp_path):
     truth = random.random(300) < 0.4
     (tmp_path / "scores").mkdir()
     for way, known in (("vanilla", 0.5), ("multitask", 1.0), ("agentps", 2.0)):
+        last = expit(known * truth + random.normal(size=300))
         scores = expit(known * truth + random.normal(size=300))
         kept = tmp_path / "scores" / f"{cells.dataset}, {cells.n}, 1, {way}, bfloat16.npz"
-        np.savez(kept, truth=truth, scores=scores)
+        np.savez(kept, truth=truth, scores=scores, by_epoch=np.stack([scores, last]))
     figures = Figures(tmp_path / "figures.jsonl")
     for _ in range(2):  # what is there is not measured again
         agentps._compare(cells, 1, figures, args)
@@ -66,14 +68,23 @@ def test_ways_are_compared_with_vanilla_and_agentps_on_the_same_posts(tmp_path):
         (one.method.replace(", bfloat16", ""), one.metric.removeprefix("auc")): one.value
         for one in figures.figures if one.metric.startswith("auc")
     }  # fmt: skip
-    assert {method for method, _ in found} == {
-        "multitask over vanilla", "agentps over vanilla", "multitask over agentps"
-    }  # fmt: skip
+    compared = {"multitask over vanilla", "agentps over vanilla", "multitask over agentps"}
+    assert {method for method, _ in found} == compared | {f"{one}, the last epoch" for one in compared}
     assert len({(one.method, one.metric) for one in figures.figures}) == len(figures.figures)
     assert found["multitask over agentps", "_high"] < 0 < found["multitask over vanilla", "_low"]
     found = {metric: value for (method, metric), value in found.items() if method == "agentps over vanilla"}
     assert 0.1 < found["_low"] < found[""] < found["_high"] < 0.5
     assert {one.seed for one in figures.figures} == {1}
+    ours, theirs = (
+        np.load(tmp_path / "scores" / f"{cells.dataset}, {cells.n}, 1, {way}, bfloat16.npz")["by_epoch"][-1]
+        for way in ("agentps", "vanilla")
+    )
+    (of_the_last,) = (
+        one.value
+        for one in figures.figures
+        if one.metric == "auc" and one.method == "agentps, bfloat16 over vanilla, bfloat16, the last epoch"
+    )
+    assert of_the_last == pytest.approx(roc_auc_score(truth, ours) - roc_auc_score(truth, theirs))
 
 
 def test_process_labels_as_a_way_wants_them():
