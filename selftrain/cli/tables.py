@@ -118,6 +118,8 @@ def status_lines(state: RunStatus) -> list[tuple[str, str]]:
         lines.append(("posterior", str(state.posterior)))
     if state.stopped:
         following = f"nothing: {state.stopped}"
+        if state.untaken:
+            following = f"no round: {state.stopped}; but {state.untaken}"
     elif state.waiting:
         following = f"round {state.finished}; {state.waiting}"
     elif state.held:

@@ -128,7 +128,7 @@ def gather(folder: RunFolder) -> RunPage:
 def _state(status: RunStatus) -> str:
     following = status.finished
     if status.stopped is not None:
-        return f"Finished: {status.stopped}."
+        return f"Finished: {status.stopped}." + (f" But {status.untaken}." if status.untaken else "")
     if status.waiting is not None:
         return f"Waiting for people: {status.waiting}."
     if status.held:

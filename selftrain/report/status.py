@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from selftrain._util.files import check_regular
 from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
-from selftrain.review.reviewers import waiting_for
+from selftrain.review.ledger_reader import LEDGER, is_begun
+from selftrain.review.reviewers import unused_labels, waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay
 from selftrain.state import LoopState, RoundLimits
-from selftrain.store.run_dir import RunFolder
+from selftrain.store.run_dir import RunFolder, read_jsonl
 
 
 class Score(NamedTuple):
@@ -104,6 +105,26 @@ def missing_reviews(folder: RunFolder, state: LoopState | None = None) -> str | 
     return str(waiting) if waiting is not None and waiting.open else None
 
 
+def untaken_reviews(folder: RunFolder, state: LoopState) -> str | None:
+    """Return in how many of people's decisions grown.jsonl is behind the reviews; None: in none.
+
+    A run that is over brings it up to date whenever its command is given.
+    """
+    grown = folder.path / "grown.jsonl"
+    if not is_begun(folder.path / LEDGER) or not grown.exists():
+        return None
+    used = {post_id: one.given.label for post_id, one in state.human.items()}
+    decided = used | {one.post_id: one.label for one in unused_labels(folder, used)}
+    written = {row["id"]: row["label"] for row in read_jsonl(grown) if row["provenance"]["source"] == "human"}
+    behind = len(dict(decided.items() ^ written.items()))
+    if not behind:
+        return None
+    return (
+        f"grown.jsonl lacks {behind:,} decisions of people: the command that began the run, given again,"
+        " takes them in"
+    )
+
+
 class RunStatus(NamedTuple):
     """Where a run stands, for one screen."""
 
@@ -116,6 +137,7 @@ class RunStatus(NamedTuple):
     last: RoundResult | None  # the last finished round; None without one
     stopped: str | None  # why no further round follows; None: the same command goes on
     waiting: str | None = None  # reviews that it waits for, in words; None: none
+    untaken: str | None = None  # decisions that a run which is over has not taken in, in words; None: none
     # what classifier and agents together came to; None where the run decides otherwise, or where nobody asked
     # for it
     posterior: PosteriorFigures | None = None
@@ -137,6 +159,7 @@ def run_status(folder: RunFolder) -> RunStatus:
 def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResult]) -> RunStatus:
     """Return where the run stands after its finished rounds, which led to `state`; without the posterior."""
     environment = folder.environment()
+    stopped = why_stopped(folder, state) if rounds else None
     return RunStatus(
         path=str(folder.path),
         recipe=environment.recipe,
@@ -145,8 +168,9 @@ def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResu
         best_round=state.best_round if rounds else None,
         held=is_held(folder),
         last=rounds[-1] if rounds else None,
-        stopped=why_stopped(folder, state) if rounds else None,
+        stopped=stopped,
         waiting=missing_reviews(folder, state) if rounds else None,
+        untaken=untaken_reviews(folder, state) if stopped else None,
     )
 
 

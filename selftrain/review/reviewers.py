@@ -170,23 +170,8 @@ class LedgerReviewers:
         return self._settings.wait == "poll" and self._until_reviewed(waiting)
 
     def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
-        """Return decisions on posts of the run that no round has used, or used otherwise, in order of review.
-
-        A post on which every reviewer was unsure has none; of a contested one the first label counts.
-        """
-        with opened_ledger(self._folder) as ledger:
-            if ledger is None:
-                return []
-            drawn = ledger.all_drawn()
-            return [
-                HumanLabel(
-                    one.post_id, one.label, tuple(review.reviewer for review in one.reviews), one.contested,
-                    batch, round(entry.inclusion, 9), entry.machine_label,
-                )
-                for one in ledger.decisions()
-                for batch, entry in [drawn[one.post_id]]
-                if one.label is not None and used.get(one.post_id) != one.label
-            ]  # fmt: skip
+        """See `Reviewers.answers`."""
+        return unused_labels(self._folder, used)
 
     def close(self) -> None:
         """Let go of the criticizer; safe to repeat."""
@@ -239,6 +224,27 @@ def waiting_for(folder: RunFolder) -> Waiting | None:
         posts = [post_id for batch in own for post_id in ledger.drawn(batch)]
         decided = {decision.post_id for decision in ledger.decisions()}
     return Waiting(ledger.path, len(posts), sum(one not in decided for one in posts)) if posts else None
+
+
+def unused_labels(folder: RunFolder, used: Mapping[str, str]) -> list[HumanLabel]:
+    """Return decisions on posts of the run that no round has used, or used otherwise, in order of review.
+
+    A post on which every reviewer was unsure has none; of a contested one the first label counts. For `used`
+    see `Reviewers.answers`.
+    """
+    with opened_ledger(folder) as ledger:
+        if ledger is None:
+            return []
+        drawn = ledger.all_drawn()
+        return [
+            HumanLabel(
+                one.post_id, one.label, tuple(review.reviewer for review in one.reviews), one.contested,
+                batch, round(entry.inclusion, 9), entry.machine_label,
+            )
+            for one in ledger.decisions()
+            for batch, entry in [drawn[one.post_id]]
+            if one.label is not None and used.get(one.post_id) != one.label
+        ]  # fmt: skip
 
 
 _OWN = re.compile(r"round [0-9]+")

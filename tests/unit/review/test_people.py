@@ -13,8 +13,9 @@ from report_helpers import by_hand
 from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain import loop
+from selftrain.cli.tables import status_lines
 from selftrain.errors import BudgetError, RunStateError
-from selftrain.report.status import missing_reviews
+from selftrain.report.status import missing_reviews, status_after
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.review.reviewers import HumanReview, LedgerReviewers, waiting_for
@@ -83,6 +84,12 @@ def to_the_end(folder, **options):
         numbers = go(folder, **options)
         if waiting_for(RunFolder(folder)) is None or not review(folder):
             return numbers
+
+
+def next_of(folder):
+    """What `selftrain status` says would happen next."""
+    run = RunFolder(folder)
+    return dict(status_lines(status_after(run, *replay(run))))["next"]
 
 
 def human_rows(folder):
@@ -301,8 +308,14 @@ def test_what_an_audit_finds_wrong_is_put_right_in_the_grown_dataset(tmp_path):
     assert not (tmp_path / LEDGER).exists()
     request_audit(RunFolder(tmp_path), budget=4, rule="normalised")
     assert missing_reviews(RunFolder(tmp_path)) is None  # the loop does not wait for audits
+    assert next_of(tmp_path) == "nothing: all 4 rounds are done"
     asked = review(tmp_path, label=lambda _: "spam")
+    assert next_of(tmp_path) == (
+        f"no round: all 4 rounds are done; but grown.jsonl lacks {len(asked)} decisions of people: the"
+        " command that began the run, given again, takes them in"
+    )
     assert go(tmp_path, budget=0) == [0, 1, 2, 3, 4]
+    assert next_of(tmp_path) == "nothing: all 4 rounds are done"
     rows = {row["id"]: row for row in lines(tmp_path / "grown.jsonl")}
     for post_id in asked:
         assert (rows[post_id]["label"], rows[post_id]["provenance"]["source"]) == ("spam", "human")
