@@ -8,8 +8,8 @@ probability of being reviewed and delta_i whether it was::
 is unbiased whatever e is worth (Zrnic and Candès, ICML 2024, equation 4; in survey sampling, the difference
 estimator); a good e makes it precise.
 
-The interval is a score interval: all error rates theta with |value - theta| <= 1.96 sqrt(V(theta)). V(theta)
-is the variance that the sampling design would have if the rate were theta: Hájek's approximation (1964) for a
+The interval is a score interval: all error rates theta with |value - theta| <= 1.96 sqrt(V(theta)), `value`
+moved into [0, 1] where chance has thrown it out. V(theta) is the variance that the sampling design would have if the rate were theta: Hájek's approximation (1964) for a
 sample of fixed size in random order, with y_i Bernoulli(q_i), logit q_i = b logit e_i + a, a such that the
 mean of q is theta and b fitted to the reviewed posts, b ~ N(1, 1/4) beforehand. Where all e and all pi are
 alike it is Wilson's interval with the correction for a finite population.
@@ -169,16 +169,17 @@ def _slope(e: FloatArray, y: BoolArray) -> float:
 def _interval(
     value: float, e: FloatArray, pi: FloatArray, inside: BoolArray, slope: float
 ) -> tuple[float, float]:
-    """Return the ends of {theta : |value - theta| <= Z sqrt(V(theta))}."""
+    """Return the ends of {theta : |value - theta| <= Z sqrt(V(theta))}, with `value` moved into [0, 1].
+
+    Every theta lies there, so that moving it only brings it nearer to each: the interval covers no less, and
+    where chance has thrown the value so far out that no theta would explain it, it is not empty.
+    """
     thetas, deviations = _design_deviation(e, pi, inside, slope)
     nearest = min(max(value, 0.0), 1.0)
     # between two of these points both sides are straight lines, which meet where an end is
     points = np.union1d(thetas, [nearest, 1.0])
-    excess = np.abs(value - points) - Z * np.interp(points, thetas, deviations)
-    fits = np.flatnonzero(excess <= 0.0)
-    if not len(fits):  # the value is out of [0, 1] by more than chance
-        return nearest, nearest
-    first, last = fits[[0, -1]]
+    excess = np.abs(nearest - points) - Z * np.interp(points, thetas, deviations)
+    first, last = np.flatnonzero(excess <= 0.0)[[0, -1]]
     beyond = max(first - 1, 0), min(last + 1, len(points) - 1)
     low, high = (
         float(np.interp(0.0, excess[[end, out]], points[[end, out]]))

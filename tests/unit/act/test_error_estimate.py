@@ -155,3 +155,17 @@ def test_what_cannot_be_estimated_is_refused(e, pi, reviewed, said):
 def test_a_group_without_posts_is_refused():
     with pytest.raises(EstimateError, match="0 posts asked about"):
         label_error([0.5], [1.0], [True], [False], members=[False])
+
+
+@pytest.mark.parametrize(
+    ("errors", "inclusion", "wrong"),
+    [([0.9] * 4 + [0.5], [0.24] * 4 + [0.04], False), ([0.1] * 4 + [0.5], [0.24] * 4 + [0.04], True)],
+)
+def test_an_estimate_that_chance_threw_out_of_its_range_claims_no_certainty(errors, inclusion, wrong):
+    reviewed = [False] * 4 + [True]
+    found = label_error(errors, inclusion, reviewed, [wrong] * 5)
+    assert not 0 <= found.value <= 1  # unbiased, as it comes
+    assert 0 <= found.low <= found.shown <= found.high <= 1
+    assert found.high - found.low > 0.2, "one of five posts was looked at"
+    left = found.after_correction()
+    assert 0 <= left.low <= left.shown <= left.high <= 1
