@@ -9,10 +9,11 @@ is unbiased whatever e is worth (Zrnic and Candès, ICML 2024, equation 4; in su
 estimator); a good e makes it precise.
 
 The interval is a score interval: all error rates theta with |value - theta| <= 1.96 sqrt(V(theta)), `value`
-moved into [0, 1] where chance has thrown it out. V(theta) is the variance that the sampling design would have if the rate were theta: Hájek's approximation (1964) for a
-sample of fixed size in random order, with y_i Bernoulli(q_i), logit q_i = b logit e_i + a, a such that the
-mean of q is theta and b fitted to the reviewed posts, b ~ N(1, 1/4) beforehand. Where all e and all pi are
-alike it is Wilson's interval with the correction for a finite population.
+moved into [0, 1] where chance has thrown it out. V(theta) is the variance that the sampling design would have
+if the rate were theta: Hájek's approximation (1964) for a sample of fixed size in random order, with y_i
+Bernoulli(q_i), logit q_i = b logit e_i + a, a such that the mean of q is theta and b fitted to the reviewed
+posts, b ~ N(1, 1/4) beforehand. Where all e and all pi are alike it is Wilson's interval with the correction
+for a finite population.
 
 The usual interval, value +- t times an estimated standard error, misses the truth far too often where few
 errors are found: posts that were not drawn leave no trace in an estimated error, while V(theta) counts them.
