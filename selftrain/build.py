@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from agents.panel import CrossReview, Panel
@@ -26,6 +29,7 @@ from selftrain.panels import ModelServers, VLMPanel
 from selftrain.review.reviewers import Reviewers
 from selftrain.selection import Selector
 from selftrain.state import RoundLimits, Start
+from selftrain.store.checksums import digest_of
 from selftrain.store.run_dir import RunFolder
 from selftrain.verification.rules import VerdictRule
 
@@ -142,6 +146,20 @@ def encoder_pool(recipe: config.Recipe, engine: Engine | None = None) -> Encoder
         return None
     threads = int(engine.cpus) if isinstance(engine, OnRay) else recipe.engine.cpus
     return EncoderPool(engine, partial(worker_backbone, recipe, threads))
+
+
+def digests_of_files(recipe: config.Recipe) -> dict[str, str]:
+    """Return what the files hold that the agents are made of, SHA-256 by kind: a part of a run's identity."""
+    agents, prompts = recipe.agents, recipe.vlm.prompts
+    named: dict[str, Sequence[Path]] = {}
+    if agents.kind == "replayed":
+        named["answers"] = [*filter(None, [agents.file]), *agents.files]
+    if agents.kind == "vlm" and prompts is not None:
+        named["prompts"] = sorted(one for one in prompts.iterdir() if not one.name.startswith("."))
+    return {
+        kind: hashlib.sha256(repr([(one.name, digest_of(one)) for one in files]).encode()).hexdigest()
+        for kind, files in named.items()
+    }
 
 
 def build_settings(recipe: config.Recipe) -> LoopSettings:

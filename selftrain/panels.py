@@ -43,6 +43,7 @@ from selftrain.data.answer_files import read_answers
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus
 from selftrain.data.task import Task
+from selftrain.store.run_dir import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +279,7 @@ class VLMPanel(VlmSection, ModelServers):
             self.agent(brief_of(run.task), run.seed),
             always_cross_review=self.always_cross_review,
             settings={"vlm": self._shown()},
+            before=_judged_by(run.folder),
         )
 
     def agent(self, brief: Brief, seed: int) -> VLMAgent:
@@ -303,6 +305,14 @@ class VLMPanel(VlmSection, ModelServers):
             shown[role] = {name: value for name, value in given.items() if name != "key_variable"} or None
         shown |= {"servers": list(self.servers), "prompts": self.prompts and str(self.prompts)}
         return {name: value for name, value in shown.items() if value is not None}
+
+
+def _judged_by(folder: RunFolder) -> dict[str, str]:
+    """Return role -> what answered as it in the last finished round that asked anybody; {}: none has."""
+    for number in reversed(range(folder.finished())):
+        if found := {one.agent: one.source for said in folder.verdicts(number) for one in said.judgments}:
+            return found
+    return {}
 
 
 def cache_beside(path: Path, named: Path | None = None) -> ResponseCache:

@@ -379,7 +379,7 @@ class Run:
             "seed": recipe.seed,
             "images_root": str(recipe.data.manifest.parent),
             "recipe": self._name,
-            "identity": prepared.identity,
+            "identity": prepared.identity | building.digests_of_files(recipe),
             "agents": panel.describe(),
             "simulated": panel.simulated,
             "classes": {"positive": corpus.positive, "all": list(corpus.shown)},

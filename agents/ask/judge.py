@@ -22,7 +22,7 @@ from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed
 from agents.ask.protocols import Protocol, Query, QueryPlan, all_queries
 from agents.ask.runner import DEFAULT, Runner
 from agents.client.base import Identity, Message, PromptSize
-from agents.errors import LearningError
+from agents.errors import LearningError, ServerRefusedError
 from agents.judgment import ROLES, Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
 
 
@@ -220,6 +220,8 @@ class JudgePanel:
     _: KW_ONLY
     always_cross_review: bool = False  # ask everybody again even where the verdict is settled
     settings: Mapping[str, Any] = field(default_factory=dict)  # what `describe` says besides
+    # role -> the `Judgment.source` of what it has judged for the same run so far, where it has
+    before: Mapping[str, str] = field(default_factory=dict)
 
     simulated: ClassVar[bool] = False
 
@@ -240,6 +242,7 @@ class JudgePanel:
 
         Raises:
             LearningError: No labelled post, or an id given twice.
+            ServerRefusedError: Another model is served than the run was begun with; nothing was asked.
             AgentError: As `verify`.
         """
         ids = [post.id for post in labelled]
@@ -248,10 +251,11 @@ class JudgePanel:
         if set(ids) == self._first.keys():
             return
 
-        async def draw_examples() -> None:
+        async def begin() -> None:
+            await self._check_models()
             await self.agent.draw_examples(labelled, self.runner)
 
-        judged = self.runner.map("labelled posts", labelled, self._judge_alone, first=draw_examples)
+        judged = self.runner.map("labelled posts", labelled, self._judge_alone, first=begin)
         self._first = dict(zip(ids, judged, strict=True))
         truth = [str(post.label) for post in labelled]
         for role in self._protocol.roles:
@@ -330,6 +334,16 @@ class JudgePanel:
         self.runner.cache.close()
 
     # ---- on the event loop ----------------------------------------------------------------------------
+
+    async def _check_models(self) -> None:
+        """Refuse to go on with a run whose rounds another model has judged: they would not be comparable."""
+        for role in self._protocol.roles:
+            now = (await self.runner.client(role)).source
+            if (before := self.before.get(role, now)) != now:
+                raise ServerRefusedError(
+                    f"the finished rounds of {self.runner.run} were judged by {before!r} as {role}, and now"
+                    f" {now!r} is served: serve the same model again, or begin another run"
+                )
 
     async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
         prepared = await self.runner.prepare(post)

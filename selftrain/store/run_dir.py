@@ -232,7 +232,11 @@ class RunFolder:
     ) -> None:
         differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
         if differing:
-            told = {"policy": "the task's classes, positive, policy or roles are not what they were"}
+            told = {
+                "policy": "the task's classes, positive, policy or roles are not what they were",
+                "answers": "the files of agents.file or agents.files do not hold what they held",
+                "prompts": "the files of vlm.prompts do not hold what they held",
+            }
             if what == "identity" and {"posts", "contents"} & {*differing} and (posts := differing_posts()):
                 differing = sorted({*differing, "posts"} - {"contents"})
                 told["posts"] = posts
@@ -394,7 +398,7 @@ MAY_CHANGE = {
 """Keys of a recipe that a run may change on its way."""
 
 
-LATER = ("contents", "policy")
+LATER = ("contents", "policy", "answers", "prompts")
 """Of a run's identity: what runs of earlier versions did not keep."""
 
 

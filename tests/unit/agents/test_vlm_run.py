@@ -6,10 +6,10 @@ import json
 import zlib
 
 import pytest
-from vlm_helpers import MemoryBackend, raw
+from vlm_helpers import IDENTITY, MemoryBackend, raw
 
 from agents.client.base import Completion, Token, Usage
-from agents.errors import NearChanceError, ReviewError
+from agents.errors import NearChanceError, ReviewError, ServerRefusedError
 from selftrain.build import build_panel
 from selftrain.cli import main
 from selftrain.config import load_recipe
@@ -294,3 +294,45 @@ def test_a_role_may_be_given_less_than_the_others(home):
 def test_a_recipe_that_cannot_be_asked_is_refused(home, override, complaint):
     with pytest.raises(RecipeError, match=complaint):
         load_recipe(home / "recipe.toml", [override])
+
+
+def test_answers_in_a_file_that_changed_between_two_starts_are_refused(home, tmp_path):
+    rows = [json.loads(line) for line in (home / "data" / "manifest.jsonl").read_text().splitlines()]
+    file = tmp_path / "llama.jsonl"
+    answers = [{"id": row["id"], "label": row["label"]} for row in rows]
+    file.write_text("".join(map("{}\n".format, map(json.dumps, answers))))
+    given = ["agents.kind=replayed", f'agents.files=["{file}"]', "rounds.max=1"]
+    assert len(list(start(home / "recipe.toml", tmp_path / "a", given).rounds())) == 2
+    before = file.read_bytes()
+    answers[0]["label"] = None
+    file.write_text("".join(map("{}\n".format, map(json.dumps, answers))))
+    more = [*given[:2], "rounds.max=2"]
+    with pytest.raises(RunMismatchError, match=r"  answers: the files of agents.file or agents.files do not"):
+        list(start(home / "recipe.toml", tmp_path / "a", more).rounds())
+    file.write_bytes(before)
+    assert len(list(start(home / "recipe.toml", tmp_path / "a", more).rounds())) == 3
+
+
+def test_prompt_files_that_changed_between_two_starts_are_refused(home, serve, tmp_path):
+    serve(MemoryBackend(Judge(home, 0.9)))
+    (tmp_path / "prompts").mkdir()
+    file = tmp_path / "prompts" / "reviewer.role.txt"
+    file.write_text("You are strict.")
+    given = [f"vlm.prompts={tmp_path / 'prompts'}", "rounds.max=1"]
+    assert len(list(start(home / "recipe.toml", tmp_path / "a", given).rounds())) == 2
+    file.write_text("You are lenient.")
+    with pytest.raises(RunMismatchError, match=r"  prompts: the files of vlm.prompts do not hold what they"):
+        list(start(home / "recipe.toml", tmp_path / "a", given).rounds())
+
+
+def test_a_run_does_not_go_on_with_another_model(home, serve, tmp_path):
+    """`vlm.model` left out means the only model that is served, which another start may find changed."""
+    serve(MemoryBackend(Judge(home, 0.9)))
+    assert len(list(start(home / "recipe.toml", tmp_path / "a", ["rounds.max=1"]).rounds())) == 2
+    other = serve(MemoryBackend(Judge(home, 0.9), IDENTITY._replace(model="model-b")))
+    told = "judged by 'vlm:model-a@rev1' as reviewer, and now 'vlm:model-b@rev1' is served"
+    with pytest.raises(ServerRefusedError, match=told):
+        list(start(home / "recipe.toml", tmp_path / "a", ["rounds.max=2"]).rounds())
+    assert other.requests == []
+    serve(MemoryBackend(Judge(home, 0.9)))
+    assert len(list(start(home / "recipe.toml", tmp_path / "a", ["rounds.max=2"]).rounds())) == 3

@@ -209,7 +209,7 @@ def test_a_run_of_a_version_without_a_key_goes_on_as_it_was_begun(folder):
 
 
 def test_a_run_that_never_kept_its_pictures_and_policy_goes_on(folder):
-    later = {**ENVIRONMENT["identity"], "contents": "1", "policy": "2"}
+    later = {**ENVIRONMENT["identity"], "contents": "1", "policy": "2", "answers": "3", "prompts": "4"}
     folder.begin(RECIPE, {"identity": later})
     (folder.path / "environment.json").write_text(json.dumps({"identity": later}))
     checksums.note_written(folder.path / "environment.json")
