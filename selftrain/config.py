@@ -372,7 +372,7 @@ class ServersSection(Section):
     concurrency: int = Field(1024, ge=1)
     timeout: float = Field(120, gt=0)  # seconds, of one try
     retries: int = Field(4, ge=0)  # of a call that brought no answer
-    patience: float = Field(120, ge=0)  # seconds without any server before it gives up
+    patience: float = Field(120, ge=0)  # seconds without any server that takes a call before it gives up
     attempts: int = Field(3, ge=1)  # answers to one question, when they cannot be used
     answer_tokens: int | None = Field(None, ge=8)  # of an answer, at most; None: as many as its form needs
     thinking_tokens: int = Field(0, ge=0)  # added to them for a model that thinks before it answers

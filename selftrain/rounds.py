@@ -502,6 +502,11 @@ def grown_rows(corpus: Corpus, state: LoopState, root: Path) -> Iterator[Json]:
         yield _grown_row(post, root, last.verdict.label, _provenance(last))
 
 
+def human_label_from_json(row: Json) -> tuple[str, str] | None:
+    """Return id and label of a line of the grown dataset where people gave it, else None."""
+    return (row["id"], row["label"]) if row["provenance"]["source"] == "human" else None
+
+
 def _grown_row(post: Post, root: Path, label: str | None, provenance: Json) -> Json:
     images = [os.path.relpath(image, root) for image in post.images]
     row: Json = {"id": post.id, "text": post.text, "images": images}

@@ -198,6 +198,17 @@ class ResponseCache:
             )
         return usable.plus(unusable)
 
+    def dearest(self, run: str) -> int | None:
+        """Return the tokens of the largest prompt that a run has paid for; None: it has paid for none."""
+        with self._explained("read"):
+            found = [
+                self._reader.execute(
+                    f"SELECT MAX(prompt) FROM {table} WHERE run = {self._value}", (run,)
+                ).fetchone()[0]
+                for table in ("responses", "unusable")
+            ]
+        return max((one for one in found if one is not None), default=None)
+
     def close(self) -> None:
         """Close the store; safe to repeat."""
         self._reader.close()

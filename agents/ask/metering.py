@@ -155,8 +155,8 @@ class Account:
         self.stopped = False
         self._claims = Claims(cache, run, cap) if isinstance(cache, PostgresCache) else None
         self._spent = cache.spent(run).total
-        self._expected = 0  # tokens of calls under way, at most
-        self._dearest = 0  # largest prompt so far
+        self._under_way = self._expected = 0  # calls that may be paid, and their tokens, at most
+        self._dearest = cache.dearest(run)  # largest prompt so far; None before there is one
 
     def resume(self) -> None:
         """Buy again after `stopped`; others may have paid for the same run meanwhile."""
@@ -169,9 +169,9 @@ class Account:
 
     def paid(self, held: int, usage: Usage, seconds: float) -> None:
         """Count an answer that came, in place of what `reserve` held back for it."""
-        self._expected -= held
+        self._under_way, self._expected = self._under_way - 1, self._expected - held
         self._spent += usage.total
-        self._dearest = max(self._dearest, usage.prompt)
+        self._dearest = max(self._dearest or 0, usage.prompt)
         self.count(UsageTotals(calls=1, usage=usage, seconds=seconds))
 
     async def reserve(self, key: str, max_tokens: int) -> int | None:
@@ -181,19 +181,32 @@ class Account:
 
         Raises:
             TokenCapError: The cap leaves less.
+            StoppedError: The work ends before its turn comes.
         """
-        if self._claims is not None:
-            return 0 if await self._claims.claim(key, max_tokens) else None
-        if self.cap is None:
-            return 0
-        held = self._dearest + max_tokens
-        refuse_above(self.cap, self._spent, self._expected, held)
+        # alone, until it is known what a prompt takes: else as many as may be under way would pass the cap
+        while self.cap is not None and self._dearest is None and self._under_way:
+            await asyncio.sleep(ANOTHER_LOOK)
+            if self.stopped:
+                raise StoppedError
+        self._under_way += 1
+        try:
+            if self._claims is not None:
+                ours = await self._claims.claim(key, max_tokens)
+                self._under_way -= not ours
+                return 0 if ours else None
+            if self.cap is None:
+                return 0
+            held = (self._dearest or 0) + max_tokens
+            refuse_above(self.cap, self._spent, self._expected, held)
+        except BaseException:
+            self._under_way -= 1
+            raise
         self._expected += held
         return held
 
     def release(self, key: str, held: int) -> None:
         """Let go of what `reserve` held back, where nothing was paid."""
-        self._expected -= held
+        self._under_way, self._expected = self._under_way - 1, self._expected - held
         if self._claims is not None:
             self._claims.release(key)
 

@@ -162,6 +162,7 @@ class PostgresCache(ResponseCache):
     find = _outliving(ResponseCache.find)
     discard = _outliving(ResponseCache.discard)
     spent = _outliving(ResponseCache.spent)
+    dearest = _outliving(ResponseCache.dearest)
 
     @_outliving
     def write(self, rows: Sequence[Row]) -> None:

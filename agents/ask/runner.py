@@ -31,7 +31,7 @@ from agents.ask.metering import (
 )
 from agents.ask.prepare import FrameReader, Opener, PictureLoader, PreparedPost
 from agents.client.base import Backend, Identity, PromptSize
-from agents.errors import CallFailedError, RequestRefusedError
+from agents.errors import CallFailedError, RequestRefusedError, ServerLostError
 from agents.judgment import PostLike
 
 ShowProgress = Callable[[str, int], Callable[[UsageTotals], None]]
@@ -39,6 +39,9 @@ ShowProgress = Callable[[str, int], Callable[[UsageTotals], None]]
 
 DEFAULT = ""
 """The role under which the model stands that everybody asks who has none of their own."""
+
+MANY_LOST = 20
+"""Calls without an answer from which on it is asked whether there is a server at all."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,6 +75,7 @@ class Runner:
         self._models = {DEFAULT: (self.backend, self.manner), **self.others}
         self._pictures = PictureLoader(self.opener, self.image_side, frames=self.frames)
         self._account = Account(self.cache, self.run, self.token_cap)
+        self._answered = self._lost = 0  # calls of the present `map`
         self._opening = asyncio.Lock()
         self._clients: dict[str, MeteredClient] = {}
         self._begun: set[str] = set()
@@ -108,6 +112,7 @@ class Runner:
 
         async def run() -> list[Result]:
             self._account.resume()
+            self._answered = self._lost = 0
             if first is not None:
                 await first()
             return await self._side_by_side(items, work, stopped, stop, show)
@@ -157,15 +162,29 @@ class Runner:
         """Return what comes back on `prompt`; FAILED with the reason when nothing usable does.
 
         Raises:
-            TokenCapError, ServerRefusedError, ServerLostError, StoreError: Nobody can be asked any more.
+            TokenCapError, ServerRefusedError, ServerLostError, StoreError: Nobody can be asked any more; of
+                many calls most brought no answer.
         """
         client = await self.client(prompt.role)
         if prompt.post.fault:
             return Response.failed(prompt.post.fault, client.source)
         try:
-            return await client.ask(prompt)
-        except (RequestRefusedError, CallFailedError) as error:
+            response = await client.ask(prompt)
+        except RequestRefusedError as error:
             return Response.failed(str(error), client.source)
+        except CallFailedError as error:
+            self._lost += 1
+            # one that its call brings down is no reason to end; answers that are stored count, so that those
+            # of such calls alone that are left by the next start are none either
+            if self._lost >= MANY_LOST and self._lost > self._answered:
+                raise ServerLostError(
+                    f"{self._lost:,} calls brought no answer, and {self._answered:,} did; the last: {error}."
+                    " What was paid for is kept: see to the server and give the same command again, it goes"
+                    " on where it stopped"
+                ) from error
+            return Response.failed(str(error), client.source)
+        self._answered += 1
+        return response
 
     async def ask_together(self, prompts: Sequence[PostPrompt]) -> list[Response]:
         """Return what comes back on prompts that do not wait for each other, in their order."""

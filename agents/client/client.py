@@ -3,15 +3,16 @@
 What a failure leads to:
 
     429, 503, 408         the endpoint is sent half as many calls; this call waits and tries again
-    no answer in time     the same
-    an unreadable answer  this call tries again
+    no answer in time     the same, as often as there are retries
+    an unreadable answer  this call tries again, as often as there are retries
     no connection, 5xx    the endpoint is down until a probe finds it well; its calls move on at once
     400, 413, 422         asked again without what was refused (`dialect`), else RequestRefusedError
     401, 403, 404         ServerRefusedError
     all endpoints down    calls wait; past the patience, ServerLostError
 
 An endpoint may fail a call once at no cost. A second time costs one of the call's retries: then it may well
-be the call that fails the endpoint.
+be the call that fails the endpoint. A call that is sent away at once, by an endpoint that is overloaded or
+fails, is not given up before the patience ends either: an answer that is missing is missing for good.
 
 A call whose connection broke may have been answered nevertheless, and is asked again: the server may count it
 twice, whoever asked counts it once.
@@ -89,7 +90,7 @@ class ChatClient:
     maximum: int = 1024  # most calls in flight at one endpoint, >= 1; how many are worth it is found (`Knee`)
     timeout: float = 120.0  # seconds that one try may take
     retries: int = 4  # further tries after the first, >= 0
-    patience: float = 120.0  # seconds that calls wait while no endpoint answers
+    patience: float = 120.0  # seconds that calls wait while no endpoint answers, or all send them away
     backoff: float = 0.5  # seconds before the first retry at most; doubles with each
     # seconds between the first two probes of a lost endpoint, and the most between two
     probe_delays: tuple[float, float] = (0.5, 10.0)
@@ -224,14 +225,16 @@ class ChatClient:
         self._calls.add(end)
         self._idle.clear()
         retries = self.retries if call.retries is None else min(call.retries, self.retries)
+        # that a count of tokens waits for nobody is known beforehand
+        until, tries = now() + (self.patience if call.retries is None else 0.0), 1
         try:
             async with end:
                 outcome = await self._attempt(call)
-                for retry in range(retries):
-                    if not _is_passing(outcome):
-                        break
-                    await self._pause(outcome, retry, retries)
-                    outcome = await self._attempt(call)
+                while _is_passing(outcome) and (
+                    tries <= retries or (outcome.kind in ("busy", "lost") and now() < until)
+                ):
+                    await self._pause(outcome, tries - 1, retries)
+                    outcome, tries = await self._attempt(call), tries + 1
         except TimeoutError:
             raise CallFailedError(CLOSED) from None
         finally:
@@ -239,7 +242,7 @@ class ChatClient:
             if not self._calls:
                 self._idle.set()
         if isinstance(outcome, Failure):
-            raise self._error(outcome, call, retries)
+            raise self._error(outcome, call, tries)
         return outcome
 
     async def _attempt(self, call: Call[T]) -> T | Failure:
@@ -278,15 +281,15 @@ class ChatClient:
 
     async def _pause(self, failure: Failure, retry: int, retries: int) -> None:
         """Wait before a retry: exponential back-off with full jitter, after what the server asks for."""
-        longest = min(LONGEST_BACKOFF, self.backoff * 2.0**retry)
+        longest = min(LONGEST_BACKOFF, self.backoff * 2.0 ** min(retry, 30))
         wait = self._random.uniform(0.0, longest) + min(failure.wait or 0.0, self.patience)
         figures = {"reason": failure.reason, "retry": retry + 1, "of": retries, "wait": wait}
         self._report("retry", figures)
         await asyncio.sleep(wait)
 
-    def _error(self, failure: Failure, call: Call[T], retries: int) -> ChatError:
+    def _error(self, failure: Failure, call: Call[T], tries: int) -> ChatError:
         if _is_passing(failure):
-            return CallFailedError(f"no answer in {retries + 1} tries; the last: {failure.reason}")
+            return CallFailedError(f"no answer in {tries} tries; the last: {failure.reason}")
         # Ray Serve LLM's path of this name counts no conversations, and says so in the words of a bad request
         uncounted = failure.status in (404, 405) or _NO_CONVERSATIONS in failure.reason
         if call.path == "/tokenize" and uncounted:

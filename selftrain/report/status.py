@@ -11,7 +11,7 @@ from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.review.ledger_reader import LEDGER, is_begun
 from selftrain.review.reviewers import unused_labels, waiting_for
-from selftrain.rounds import RoundResult, SetCounts, replay
+from selftrain.rounds import RoundResult, SetCounts, human_label_from_json, replay
 from selftrain.state import LoopState, RoundLimits
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
@@ -115,7 +115,7 @@ def untaken_reviews(folder: RunFolder, state: LoopState) -> str | None:
         return None
     used = {post_id: one.given.label for post_id, one in state.human.items()}
     decided = used | {one.post_id: one.label for one in unused_labels(folder, used)}
-    written = {row["id"]: row["label"] for row in read_jsonl(grown) if row["provenance"]["source"] == "human"}
+    written = dict(filter(None, map(human_label_from_json, read_jsonl(grown))))
     behind = len(dict(decided.items() ^ written.items()))
     if not behind:
         return None

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +35,7 @@ from agents.ask.metering import Manner
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS
 from agents.ask.runner import Runner
-from agents.client.base import Message, Token
+from agents.client.base import Message, Token, Usage
 from agents.errors import (
     CallFailedError,
     LearningError,
@@ -590,6 +591,33 @@ def test_a_call_without_an_answer_is_failed_and_asked_again_next_time(panels, er
     assert panel.verify(candidates("rude"))[0].consistent
 
 
+def test_a_round_is_not_made_of_calls_that_brought_no_answer(panels):
+    """A server that is there and answers nobody (a proxy's page, a limit of an hour) is as good as lost."""
+
+    def answer(request):
+        raise CallFailedError("no answer in 5 tries; the last: http://h: no JSON: '<html>'")
+
+    backend, posts = MemoryBackend(by_first_word), candidates(*["rude"] * 60)
+    panels(backend, width=4).verify(posts[:15])
+    backend.answer = answer
+    with pytest.raises(ServerLostError, match=r"brought no answer, and 30 did; .* no JSON: '<html>'\. What"):
+        panels(backend, width=4).verify(posts)
+    backend.answer = by_first_word
+    assert all(verdict.consistent for verdict in panels(backend, width=4).verify(posts))
+
+
+def test_calls_that_nobody_can_answer_do_not_end_a_run_that_has_others(panels):
+    def answer(request):
+        if words(request).split("> ", 1)[1].startswith("kind"):
+            raise CallFailedError("no answer in 5 tries; the last: http://h: no answer within 120 s")
+        return by_first_word(request)
+
+    posts = candidates(*["rude"] * 30, *["kind"] * 25)
+    for _ in range(2):  # the second time those of the others are stored, and these alone are asked for
+        verdicts = panels(MemoryBackend(answer), width=4, always_cross_review=False).verify(posts)
+        assert sum(one.judgments[0].state is State.FAILED for one in verdicts) == 25
+
+
 def test_unsure_is_abstention_and_makes_the_post_divergent(panels):
     backend = MemoryBackend(lambda r: said("unsure"))
     (verdict,) = panels(backend, "cot").verify(candidates("rude"))
@@ -629,6 +657,16 @@ def test_the_token_cap_is_never_passed_and_the_same_command_goes_on_with_a_highe
     assert len(backend.requests) == paid
     assert len(panels(backend, width=4, token_cap=100_000).verify(posts)) == 40
     assert len(backend.requests) == 80
+
+
+def test_the_first_calls_of_a_start_do_not_pass_the_cap_together(panels):
+    """What a prompt takes is not known beforehand, or is that of earlier starts."""
+    backend = MemoryBackend(lambda r: replace(by_first_word(r), usage=Usage(5000, 0, 0, 20)))
+    posts = candidates(*["rude"] * 40)
+    for cap, paid in ((9000, 1), (14_000, 2), (16_000, 3)):
+        with pytest.raises(TokenCapError):
+            panels(backend, width=16, token_cap=cap).verify(posts)
+        assert len(backend.requests) == paid
 
 
 def test_no_more_candidates_are_under_way_than_the_width(panels):
