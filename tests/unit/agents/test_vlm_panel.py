@@ -555,13 +555,13 @@ def test_an_unusable_answer_is_failed_after_the_attempts_and_never_a_label(panel
     assert panel.usage().usage.completion == 3 * completion.usage.completion
     # it is no answer, and a server that was mended is asked again; what it cost stays counted
     backend.answer = by_first_word
-    (verdict,) = panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=510).verify(
+    (verdict,) = panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=610).verify(
         candidates("rude")
     )
     assert verdict.consistent
     assert len(backend.requests) == 4
     with pytest.raises(TokenCapError):
-        panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=510).verify(
+        panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=610).verify(
             candidates("kind")
         )
 
