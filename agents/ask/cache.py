@@ -33,6 +33,11 @@ APPLICATION_ID = 0x5E1F7A11
 PATIENCE = 60.0
 """Seconds that connections wait for each other's writes."""
 
+_LOCKED = (
+    f"another process has held the file for {PATIENCE:g} s: let it end, or end it, and give the same command"
+    " again, it goes on"
+)
+
 logger = logging.getLogger(__name__)
 
 _COST = """
@@ -263,9 +268,8 @@ class ResponseCache:
         except self._faults as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(
-                f"the answers in {self.path} cannot be {what} ({error}); {self._remedy}"
-            ) from error
+            remedy = _LOCKED if "database is locked" in str(error) else self._remedy
+            raise StoreError(f"the answers in {self.path} cannot be {what} ({error}); {remedy}") from error
 
 
 _Found: TypeAlias = "asyncio.Future[tuple[str, CachedAnswer] | None]"

@@ -9,6 +9,7 @@ the server and then read from its prefix cache.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
@@ -33,6 +34,8 @@ from agents.ask.prepare import FrameReader, Opener, PictureLoader, PreparedPost
 from agents.client.base import Backend, Identity, PromptSize
 from agents.errors import CallFailedError, RequestRefusedError, ServerLostError
 from agents.judgment import PostLike
+
+logger = logging.getLogger(__name__)
 
 ShowProgress = Callable[[str, int], Callable[[UsageTotals], None]]
 """From what is done and how many there are to a function that is called after each."""
@@ -167,11 +170,11 @@ class Runner:
         """
         client = await self.client(prompt.role)
         if prompt.post.fault:
-            return Response.failed(prompt.post.fault, client.source)
+            return self._failed(prompt.post.fault, client)
         try:
             response = await client.ask(prompt)
         except RequestRefusedError as error:
-            return Response.failed(str(error), client.source)
+            return self._failed(str(error), client)
         except CallFailedError as error:
             self._lost += 1
             # one that its call brings down is no reason to end; answers that are stored count, so that those
@@ -182,17 +185,22 @@ class Runner:
                     " What was paid for is kept: see to the server and give the same command again, it goes"
                     " on where it stopped"
                 ) from error
-            return Response.failed(str(error), client.source)
+            return self._failed(str(error), client)
         self._answered += 1
         return response
+
+    def _failed(self, fault: str, client: MeteredClient) -> Response:
+        self._account.count(UsageTotals(failed=1))
+        return Response.failed(fault, client.source)
 
     async def ask_together(self, prompts: Sequence[PostPrompt]) -> list[Response]:
         """Return what comes back on prompts that do not wait for each other, in their order."""
         found = await asyncio.gather(*(self.ask(prompt) for prompt in prompts), return_exceptions=True)
-        # only now, when none is under way any more: what the others brought is kept
-        for one in found:
-            if isinstance(one, BaseException):
-                raise one
+        # only now, when none is under way any more: what the others brought is kept. That the work ends is
+        # told last: why it does may be among them
+        errors = [one for one in found if isinstance(one, BaseException)]
+        for error in sorted(errors, key=lambda one: isinstance(one, StoppedError)):
+            raise error
         return [one for one in found if isinstance(one, Response)]
 
     async def measure(self, prompt: PostPrompt) -> PromptSize:
@@ -271,6 +279,7 @@ class Runner:
                 future.cancel()
                 raise
             self._portal.start_task_soon(on_interrupt)
+            logger.warning("calls under way are waited for, they are paid for: Ctrl-C again gives them up")
             try:
                 future.exception()  # wait; what it ended with does not matter any more
             except KeyboardInterrupt:

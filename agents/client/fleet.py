@@ -27,6 +27,8 @@ PROBE_SECONDS = 10.0
 """A probe asks for a few bytes: whoever takes longer is not well."""
 _VERSION_TRIES = 3
 UNKNOWN_SERVER = "openai-compatible"
+UNLISTED = (404, 405)
+"""HTTP statuses of /v1/models where a gateway lists nothing."""
 _LISTED = 20  # names of models in a message
 FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja")
 
@@ -201,9 +203,8 @@ class Fleet:
         """
         models = await self._get(endpoint, "/v1/models")
         if isinstance(models, Failure):
-            # a gateway may list nothing and answer nevertheless: the first call will tell
-            if models.status in (404, 405) and self.model:
-                return Identity(self.model, self.model, "", "", UNKNOWN_SERVER, 0)
+            if models.status in UNLISTED and self.model:
+                return unlisted(self.model)
             if models.kind in ("us", "request"):
                 raise ServerRefusedError(models.reason)
             return models.reason
@@ -260,7 +261,7 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
     if wanted and wanted not in cards:
         # Azure lists models and is asked for deployments; LiteLLM may hide what a key may use
         if server == UNKNOWN_SERVER:
-            return Identity(wanted, wanted, "", "", server, 0)
+            return unlisted(wanted)
         raise ServerRefusedError(f"{url} does not serve {wanted!r}; it serves: {names}")
     if not wanted and len(cards) != 1:
         raise ServerRefusedError(f"{url} serves {len(cards)} models ({names}): say which one to use")
@@ -275,6 +276,11 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         # an adapter's card has none
         context=card.context or (under.context if under else 0),
     )
+
+
+def unlisted(model: str) -> Identity:
+    """Return the identity of a model that a gateway does not list and may serve: the first call tells."""
+    return Identity(model, model, "", "", UNKNOWN_SERVER, 0)
 
 
 def _ranks(metrics: bytes | Failure) -> int:

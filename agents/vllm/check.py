@@ -34,7 +34,7 @@ from agents.client.endpoints import (
     Key,
     server_words,
 )
-from agents.client.fleet import read_served
+from agents.client.fleet import UNLISTED, read_served, unlisted
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, encode, read_body
 from agents.errors import ServerRefusedError
 
@@ -131,6 +131,8 @@ def fetch_served(endpoint: str, model: str, key: str) -> Identity:
         ServerRefusedError: It does not, or does not say what it serves.
     """
     models, version = fetch(f"{endpoint}/v1/models", key), fetch(f"{endpoint}/version", key)
+    if models.status in UNLISTED and model:
+        return unlisted(model)
     if models.status != 200:
         advice = ": set the key in the environment" if models.status in {401, 403} else ""
         raise ServerRefusedError(f"/v1/models: {models.words}{advice}")

@@ -122,8 +122,7 @@ def serve(
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
     asked = vllm_command.ServeOptions(
-        **serving._asdict(), adapters=_adapters(adapter), api_key=os.environ.get(KEY_VARIABLE, ""),
-        extra=flags or (),
+        **serving._asdict(), adapters=_adapters(adapter), api_key=_key_in(KEY_VARIABLE), extra=flags or (),
     )  # fmt: skip
     command = vllm_command.serve_command(interpreter.find_interpreter(python), model, asked)
     if serving.allow_remote and not command.api_key:
@@ -158,7 +157,7 @@ def check(
     Whether they are alive, what they serve, and whether one constrained answer about a picture comes back as
     the agents need it. Exit status 1 if one cannot be used.
     """
-    key, failed = os.environ.get(key_variable, ""), False
+    key, failed = _key_in(key_variable), False
     for endpoint in map(endpoints.plain_endpoint, servers):
         echo(endpoint)
         for found in checking.check_server(
@@ -201,6 +200,12 @@ def prompts(
         for line in preview.lines():
             print(printable(line))
         echo(f"--- answer: {json.dumps(preview.request.schema)}\n")
+
+
+def _key_in(variable: str) -> str:
+    """Return the key in a variable as it is shown to servers, without blanks around it; empty: none."""
+    key = endpoints.Key(variable)
+    return key.reveal() if key.given else ""
 
 
 def _recipe_lines(server: launch.Server, ready: launch.Ready) -> str:

@@ -11,9 +11,11 @@ from filelock import FileLock, Timeout
 from selftrain.errors import RunBusyError
 from selftrain.store import atomic
 
+ASKED_SECONDS = 0.2
+
 
 def take(file: Path, busy: str) -> FileLock:
-    """Take the lock that is this file, at once, and return it to be released.
+    """Take the lock that is this file, and return it to be released.
 
     Raises:
         RunBusyError: Another process holds it; `busy` says so, and what to do.
@@ -21,7 +23,8 @@ def take(file: Path, busy: str) -> FileLock:
     """
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        # not at once: whoever asks whether it is held (`selftrain status`) holds it for that moment
+        lock.acquire(timeout=ASKED_SECONDS, poll_interval=ASKED_SECONDS / 10)
     except Timeout as error:  # an OSError itself: it comes first
         if file.exists():
             raise RunBusyError(busy) from error

@@ -17,11 +17,12 @@ from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Note, ResponseCache, kept_row
 from agents.ask.criticizer import Criticizer
 from agents.ask.judge import JudgePrompts, VLMAgent
-from agents.ask.metering import Manner, PostPrompt
+from agents.ask.metering import Manner, PostPrompt, StoppedError
 from agents.ask.protocols import PROTOCOLS, Query
 from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.ask.runner import Runner
 from agents.client.base import Message, Usage, cache_keys
+from agents.errors import StoreError
 
 SCHEMA = AnswerSchema(("rude", "kind"), "unsure")
 POST = PostStub("p0", "rude words <b> here")
@@ -222,3 +223,19 @@ def test_a_picture_is_decoded_when_it_is_first_sent_once_and_not_where_its_answe
     assert response.fault.startswith("A picture of this post could not be read")
     runner.close()
     cache.close()
+
+
+def test_why_the_work_ends_is_told_and_not_merely_that_it_does(running):
+    """A disk that is full under one of two calls on a post ends the other one, which stands before it."""
+    runner, _ = running()
+
+    async def ask(prompt):
+        raise StoreError("the disk is full") if prompt == "second" else StoppedError
+
+    runner.ask = ask
+
+    async def work(post):
+        return await runner.ask_together(["first", "second"])
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        runner.map("posts", posts(1), work)

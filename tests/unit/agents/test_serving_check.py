@@ -18,9 +18,14 @@ from selftrain.cli import main
 
 
 @contextlib.contextmanager
-def fake(tmp_path, behaviour):
+def fake(tmp_path, behaviour, lists=True):
     """A fake server in a thread; its endpoint."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(behaviour, tmp_path / "notes"))
+
+    class Handler(handler(behaviour, tmp_path / "notes")):
+        def do_GET(self):  # noqa: N802
+            super().do_GET() if lists else self.send_error(404)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -83,6 +88,25 @@ def test_a_key_is_needed_and_shown(tmp_path, monkeypatch):
         *_, refused = check_server(endpoint)
         assert all(check.passed for check in check_server(endpoint, key="a-secret"))
     assert refused.detail == "/v1/models: HTTP 401, Unauthorized: set the key in the environment"
+
+
+def test_a_gateway_that_lists_no_models_is_asked_for_the_one_that_is_named(tmp_path):
+    with fake(tmp_path, "good", lists=False) as endpoint:
+        assert all(check.passed for check in check_server(endpoint, model="fake"))
+        *_, refused = check_server(endpoint)
+    assert refused.detail.startswith("/v1/models: HTTP 404")
+
+
+@pytest.mark.parametrize(("key", "status"), [(" a-secret\n", 0), ("a\nsecret", 2)])
+def test_a_key_with_blanks_is_shown_without_those_around_it_or_refused(
+    tmp_path, monkeypatch, capsys, key, status
+):
+    monkeypatch.setenv("VLLM_API_KEY", "a-secret")  # the server's
+    monkeypatch.setenv("SELFTRAIN_API_KEY", key)
+    with fake(tmp_path, "good") as endpoint:
+        assert main(["agents", "check", endpoint]) == status
+    told = "the key in the environment variable SELFTRAIN_API_KEY holds blanks"
+    assert (told in capsys.readouterr().err) == (status == 2)
 
 
 def test_nobody_there():

@@ -129,7 +129,7 @@ def test_a_server_that_cannot_be_started_is_an_error(model, python, capsys, monk
 
 
 def test_the_key_comes_from_the_environment(model, python, tmp_path):
-    environment = {"SELFTRAIN_API_KEY": "a-secret"}
+    environment = {"SELFTRAIN_API_KEY": "a-secret\n"}  # as a file holds it; callers show it without
     with begin(model, "--port", "0", "--python", python, **environment) as process:
         until_ready(process)
         process.send_signal(signal.SIGTERM)

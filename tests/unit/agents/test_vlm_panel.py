@@ -587,6 +587,7 @@ def test_a_call_without_an_answer_is_failed_and_asked_again_next_time(panels, er
     (verdict,) = panel.verify(candidates("rude"))
     assert verdict.judgments[0].state is State.FAILED
     assert str(error) in verdict.judgments[0].rationale
+    assert panel.usage().failed == 1
     backend.answer = by_first_word
     assert panel.verify(candidates("rude"))[0].consistent
 
@@ -733,7 +734,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_keeps_what_was_paid_and_can_go_on(panels, interruptible):
+def test_ctrl_c_keeps_what_was_paid_and_can_go_on(panels, interruptible, caplog):
     """The calls under way come home, nothing new is bought, and the main thread gets its interrupt."""
     backend = MemoryBackend(by_first_word)
     main, pressed = threading.main_thread().ident, []
@@ -749,6 +750,7 @@ def test_ctrl_c_keeps_what_was_paid_and_can_go_on(panels, interruptible):
     posts = candidates(*["rude"] * 200)
     with pytest.raises(KeyboardInterrupt):
         panel.verify(posts)
+    assert "Ctrl-C again gives them up" in caplog.text
     paid = len(backend.requests)
     assert 6 <= paid < 400
     backend.answer = by_first_word

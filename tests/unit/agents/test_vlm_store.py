@@ -225,3 +225,15 @@ def test_an_answer_whose_asker_was_cancelled_is_kept(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     keep_for_nobody(store, [kept_row(name, paid(), NOTE) for name in "ab"])
     assert [kept(store, key) is not None for key in "ab"] == [True, True]
+
+
+def test_a_file_that_another_process_holds_is_told_as_that(tmp_path, monkeypatch):
+    monkeypatch.setattr("agents.ask.cache.PATIENCE", 0.05)
+    ResponseCache(tmp_path / "a.sqlite").close()
+    store = ResponseCache(tmp_path / "a.sqlite")
+    with closing(sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match=r"database is locked.*another process has held the file"):
+            store.write([kept_row("a", paid(), NOTE)])
+    store.write([kept_row("a", paid(), NOTE)])
+    store.close()

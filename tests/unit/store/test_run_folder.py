@@ -1,11 +1,13 @@
 """The run folder: written whole or not at all, held by one process, and true to its recipe."""
 
 import errno
+import fcntl
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,16 @@ def test_a_second_process_is_turned_away_until_the_first_has_ended(folder):
         holder.wait(timeout=30)
     with folder.locked():  # a killed holder holds nothing
         pass
+
+
+def test_who_asks_whether_a_run_is_held_turns_nobody_away(folder):
+    with folder.locked():
+        pass
+    asked = (folder.path / ".lock").open("rb")
+    fcntl.flock(asked, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as `report.status.is_held` does
+    threading.Timer(0.05, asked.close).start()
+    with folder.locked():
+        assert asked.closed
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
