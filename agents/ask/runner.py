@@ -32,7 +32,7 @@ from agents.ask.metering import (
 )
 from agents.ask.prepare import FrameReader, Opener, PictureLoader, PreparedPost
 from agents.client.base import Backend, Identity, PromptSize
-from agents.errors import CallFailedError, RequestRefusedError, ServerLostError
+from agents.errors import CallFailedError, RequestRefusedError
 from agents.judgment import PostLike
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,6 @@ ShowProgress = Callable[[str, int], Callable[[UsageTotals], None]]
 
 DEFAULT = ""
 """The role under which the model stands that everybody asks who has none of their own."""
-
-MANY_LOST = 20
-"""Calls without an answer from which on it is asked whether there is a server at all."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,7 +75,6 @@ class Runner:
         self._models = {DEFAULT: (self.backend, self.manner), **self.others}
         self._pictures = PictureLoader(self.opener, self.image_side, frames=self.frames)
         self._account = Account(self.cache, self.run, self.token_cap)
-        self._answered = self._lost = 0  # calls of the present `map`
         self._opening = asyncio.Lock()
         self._clients: dict[str, MeteredClient] = {}
         self._begun: set[str] = set()
@@ -115,7 +111,6 @@ class Runner:
 
         async def run() -> list[Result]:
             self._account.resume()
-            self._answered = self._lost = 0
             if first is not None:
                 await first()
             return await self._side_by_side(items, work, stopped, stop, show)
@@ -165,29 +160,15 @@ class Runner:
         """Return what comes back on `prompt`; FAILED with the reason when nothing usable does.
 
         Raises:
-            TokenCapError, ServerRefusedError, ServerLostError, StoreError: Nobody can be asked any more; of
-                many calls most brought no answer.
+            TokenCapError, ServerRefusedError, ServerLostError, StoreError: Nobody can be asked any more.
         """
         client = await self.client(prompt.role)
         if prompt.post.fault:
             return self._failed(prompt.post.fault, client)
         try:
-            response = await client.ask(prompt)
-        except RequestRefusedError as error:
+            return await client.ask(prompt)
+        except (RequestRefusedError, CallFailedError) as error:
             return self._failed(str(error), client)
-        except CallFailedError as error:
-            self._lost += 1
-            # one that its call brings down is no reason to end; answers that are stored count, so that those
-            # of such calls alone that are left by the next start are none either
-            if self._lost >= MANY_LOST and self._lost > self._answered:
-                raise ServerLostError(
-                    f"{self._lost:,} calls brought no answer, and {self._answered:,} did; the last: {error}."
-                    " What was paid for is kept: see to the server and give the same command again, it goes"
-                    " on where it stopped"
-                ) from error
-            return self._failed(str(error), client)
-        self._answered += 1
-        return response
 
     def _failed(self, fault: str, client: MeteredClient) -> Response:
         self._account.count(UsageTotals(failed=1))

@@ -9,6 +9,7 @@ What a failure leads to:
     400, 413, 422         asked again without what was refused (`dialect`), else RequestRefusedError
     401, 403, 404         ServerRefusedError
     all endpoints down    calls wait; past the patience, ServerLostError
+    a call given up       CallFailedError if a small question is answered, else ServerLostError
 
 An endpoint may fail a call once at no cost. A second time costs one of the call's retries: then it may well
 be the call that fails the endpoint. A call that is sent away at once, by an endpoint that is overloaded or
@@ -42,7 +43,13 @@ from agents.client.messages import (
     read_body,
     tokenize_body,
 )
-from agents.errors import CallFailedError, ChatError, RequestRefusedError, ServerRefusedError
+from agents.errors import (
+    CallFailedError,
+    ChatError,
+    RequestRefusedError,
+    ServerLostError,
+    ServerRefusedError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +61,7 @@ _BODY_BYTES, _TOKEN_BYTES = 1 << 20, 200
 """Of an answer: what it may weigh at most without its tokens, and what one alternative of a token weighs."""
 _COUNTING_SECONDS, _COUNTING_RETRIES = 15.0, 1
 """Counting tokens takes no model: who is silent for so long will stay it, and somebody waits."""
+_SMALL_SECONDS = 15.0  # that the answer to a question of two words may take
 
 T = TypeVar("T")
 
@@ -110,6 +118,7 @@ class ChatClient:
         self._idle = asyncio.Event()  # whether there are none
         self._idle.set()
         self._closed = False
+        self._answered = -math.inf  # when the last answer came
 
     async def open(self) -> Identity:
         """Reach the model; endpoints that do not answer yet are tolerated if one does.
@@ -235,14 +244,15 @@ class ChatClient:
                 ):
                     await self._pause(outcome, tries - 1, retries)
                     outcome, tries = await self._attempt(call), tries + 1
+                if isinstance(outcome, Failure):
+                    raise await self._error(outcome, call, tries)
+                self._answered = now()
         except TimeoutError:
             raise CallFailedError(CLOSED) from None
         finally:
             self._calls.discard(end)
             if not self._calls:
                 self._idle.set()
-        if isinstance(outcome, Failure):
-            raise self._error(outcome, call, tries)
         return outcome
 
     async def _attempt(self, call: Call[T]) -> T | Failure:
@@ -287,14 +297,37 @@ class ChatClient:
         self._report("retry", figures)
         await asyncio.sleep(wait)
 
-    def _error(self, failure: Failure, call: Call[T], tries: int) -> ChatError:
+    async def _error(self, failure: Failure, call: Call[T], tries: int) -> ChatError:
         if _is_passing(failure):
-            return CallFailedError(f"no answer in {tries} tries; the last: {failure.reason}")
+            told = f"no answer in {tries} tries; the last: {failure.reason}"
+            if call.retries is not None or await self._answers_anybody():
+                return CallFailedError(told)
+            return ServerLostError(
+                f"{told}. Nor was a small question answered. What was paid for is kept: see to the server and"
+                " give the same command again, it goes on where it stopped"
+            )
         # Ray Serve LLM's path of this name counts no conversations, and says so in the words of a bad request
         uncounted = failure.status in (404, 405) or _NO_CONVERSATIONS in failure.reason
         if call.path == "/tokenize" and uncounted:
             return ServerRefusedError(f"{failure.reason}. {TOKENIZE_ABSENT}")
         return (RequestRefusedError if failure.kind == "request" else ServerRefusedError)(failure.reason)
+
+    async def _answers_anybody(self) -> bool:
+        """Return whether what answered a call with nothing answers others, as no probe of an endpoint shows.
+
+        A proxy's page, a quota that is spent or an engine that hangs would fail all calls that follow too,
+        and each would count as the fault of its post.
+        """
+        since, question = now(), ChatRequest((Message("user", ("Say yes.",)),), None, Sampling(8))
+        call = self._completing(question, self.dialect)
+        call.seconds, call.retries = _SMALL_SECONDS, self.retries
+        try:
+            await self._answer(call)
+        except RequestRefusedError:
+            return True
+        except CallFailedError:
+            return self._answered > since  # who is slow with one is not with all
+        return True
 
     def _report(self, event: str, figures: Mapping[str, Any]) -> None:
         """Pass an event on. A hook that fails must not fail the call, or the probe, that it is about."""

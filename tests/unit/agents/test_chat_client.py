@@ -377,8 +377,8 @@ def test_the_key_is_sent_and_never_shown(behave, monkeypatch, caplog):
 
     async def scenario():
         stub = ChatStub(usual=behave)
-        async with connected(stub, key_variable="MY_KEY", retries=1) as (client, events):
-            with pytest.raises((RequestRefusedError, ServerRefusedError, CallFailedError)) as info:
+        async with connected(stub, key_variable="MY_KEY", retries=1, patience=0.1) as (client, events):
+            with pytest.raises((RequestRefusedError, ServerRefusedError, ServerLostError)) as info:
                 await client.complete(ask())
             shown.extend(
                 [

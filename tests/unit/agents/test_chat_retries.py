@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from chat_stub import (
     ChatStub,
+    answers,
     ask,
     completion,
     connected,
@@ -23,7 +24,7 @@ from chat_stub import (
 )
 
 from agents.client.limiter import Limiter
-from agents.errors import CallFailedError
+from agents.errors import CallFailedError, ServerLostError
 
 pytestmark = pytest.mark.filterwarnings("error")
 HALF = response(200, completion())[:-30]
@@ -106,13 +107,13 @@ def test_retry_after_is_waited_for():
 
 def test_retries_end():
     async def scenario():
-        stub = ChatStub(usual=refuses(429, "slow down"))
+        stub = ChatStub(*[refuses(429, "slow down")] * 3)
         async with connected(stub, retries=2, patience=0) as (client, events):
             with pytest.raises(CallFailedError, match=r"no answer in 3 tries; .*HTTP 429: slow down"):
                 await client.complete(ask())
             assert len(events.of("retry")) == 2
-        assert len(stub.received) == 3
-        assert len({str(sent.body) for sent in stub.received}) == 1
+        assert len({str(sent.body) for sent in stub.received[:3]}) == 1
+        assert [sent.text for sent in stub.received[3:]] == ["Say yes."]
 
     run(scenario())
 
@@ -127,12 +128,41 @@ def test_a_burst_that_is_over_within_the_patience_loses_no_answer(behave):
     run(scenario())
 
 
-def test_who_refuses_calls_for_longer_than_the_patience_fails_them():
+@pytest.mark.parametrize(
+    ("behave", "reason"),
+    [
+        (refuses(429, "quota"), "HTTP 429: quota"),
+        (refuses(500, "boom"), "HTTP 500: boom"),
+        (says(b"<html>back soon</html>"), "no JSON: '<html>back soon"),
+        (is_silent, "no answer within 0.1 s"),
+    ],
+)
+def test_a_server_that_answers_nobody_any_more_is_lost(behave, reason):
+    """Its probes are well; a call would count as the fault of its post, and so would all that follow."""
+
     async def scenario():
-        async with connected(ChatStub(usual=refuses(429)), retries=1, patience=0.05) as (client, events):
-            with pytest.raises(CallFailedError, match=r"no answer in \d+ tries; .*HTTP 429"):
+        stub = ChatStub()
+        async with connected(stub, retries=1, patience=0.1, timeout=0.1) as (client, _):
+            await client.complete(ask())
+            stub.usual = behave
+            with pytest.raises(ServerLostError, match=rf"no answer in \d+ tries; .*{reason}.*Nor was"):
                 await client.complete(ask())
-            assert sum(retry["wait"] for retry in events.of("retry")[:-1]) < 0.05 + 0.05
+            stub.usual = answers
+            await client.complete(ask())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("behave", [refuses(500), says(b"no JSON"), is_silent, raw(b"")])
+def test_a_call_that_nobody_can_answer_is_no_lost_server(behave):
+    async def poisoned(stub, received, writer):
+        return await (behave if received.text == "poison" else answers)(stub, received, writer)
+
+    async def scenario():
+        async with connected(ChatStub(usual=poisoned), retries=1, patience=0.1, timeout=0.1) as (client, _):
+            with pytest.raises(CallFailedError):
+                await client.complete(ask("poison"))
+            await client.complete(ask())
 
     run(scenario())
 
@@ -170,7 +200,7 @@ def test_a_try_that_takes_too_long(behave):
 
 def test_calls_that_always_take_too_long():
     async def scenario():
-        async with connected(ChatStub(usual=is_silent), timeout=0.1, retries=1) as (client, _):
+        async with connected(ChatStub(is_silent, is_silent), timeout=0.1, retries=1) as (client, _):
             with pytest.raises(CallFailedError, match=r"no answer in 2 tries; .*no answer within 0.1 s"):
                 await client.complete(ask())
             assert client.endpoints[0].limiter.in_flight == 0
@@ -208,15 +238,18 @@ def test_a_failed_connection_sends_the_call_on_without_a_retry(behave):
 def test_a_call_that_fails_every_server_ends():
     """One that crashes whoever it is sent to must not keep all servers down for ever."""
 
+    async def crashes(stub, received, writer):
+        await (refuses(500, "boom") if received.text == "hello" else answers)(stub, received, writer)
+
     async def scenario():
-        first, second = ChatStub(usual=refuses(500, "boom")), ChatStub(usual=refuses(500, "boom"))
+        first, second = ChatStub(usual=crashes), ChatStub(usual=crashes)
         async with connected(first, second, retries=2, patience=0.2) as (client, events):
             with pytest.raises(CallFailedError, match=r"no answer in \d+ tries; .*HTTP 500: boom"):
                 await client.complete(ask())
             retries = len(events.of("retry"))
             assert retries >= 2
-        # each endpoint once for nothing, then the first try and the retries
-        assert len(first.received) + len(second.received) == 3 + retries
+        # each endpoint once for nothing, then the first try and the retries, then the small question
+        assert len(first.received) + len(second.received) == 3 + retries + 1
 
     run(scenario())
 

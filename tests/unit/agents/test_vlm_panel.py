@@ -592,33 +592,6 @@ def test_a_call_without_an_answer_is_failed_and_asked_again_next_time(panels, er
     assert panel.verify(candidates("rude"))[0].consistent
 
 
-def test_a_round_is_not_made_of_calls_that_brought_no_answer(panels):
-    """A server that is there and answers nobody (a proxy's page, a limit of an hour) is as good as lost."""
-
-    def answer(request):
-        raise CallFailedError("no answer in 5 tries; the last: http://h: no JSON: '<html>'")
-
-    backend, posts = MemoryBackend(by_first_word), candidates(*["rude"] * 60)
-    panels(backend, width=4).verify(posts[:15])
-    backend.answer = answer
-    with pytest.raises(ServerLostError, match=r"brought no answer, and 30 did; .* no JSON: '<html>'\. What"):
-        panels(backend, width=4).verify(posts)
-    backend.answer = by_first_word
-    assert all(verdict.consistent for verdict in panels(backend, width=4).verify(posts))
-
-
-def test_calls_that_nobody_can_answer_do_not_end_a_run_that_has_others(panels):
-    def answer(request):
-        if words(request).split("> ", 1)[1].startswith("kind"):
-            raise CallFailedError("no answer in 5 tries; the last: http://h: no answer within 120 s")
-        return by_first_word(request)
-
-    posts = candidates(*["rude"] * 30, *["kind"] * 25)
-    for _ in range(2):  # the second time those of the others are stored, and these alone are asked for
-        verdicts = panels(MemoryBackend(answer), width=4, always_cross_review=False).verify(posts)
-        assert sum(one.judgments[0].state is State.FAILED for one in verdicts) == 25
-
-
 def test_unsure_is_abstention_and_makes_the_post_divergent(panels):
     backend = MemoryBackend(lambda r: said("unsure"))
     (verdict,) = panels(backend, "cot").verify(candidates("rude"))
