@@ -179,14 +179,19 @@ class Rows:
                             if path != self._root:
                                 yield path
 
-    def pass_over(self, raw: RawRow) -> None:
-        """Take note of a row's id and columns, and leave the rest of it unread: it was checked before."""
+    def pass_over(self, raw: RawRow) -> Mapping[str, Any]:
+        """Take note of a row's id and columns, and leave the rest of it unjudged.
+
+        Returns:
+            What stands in the fields of a post, its id as the post has it; empty where the row has none.
+        """
         self._line = raw.line
         with suppress(RowError):
             if raw.fields is not None:
                 fields, _ = self._sort(self.columns.reached(raw.fields))
                 self._check_unread(raw.unread)
-                self._id(fields.get("id"), raw.fields, fields.get("label"))
+                return fields | {"id": self._id(fields.get("id"), raw.fields, fields.get("label"))}
+        return {}
 
     def notes(self) -> list[ManifestNote]:
         """Return what a person should know of the rows read so far."""

@@ -11,7 +11,7 @@ from selftrain._util.object_urls import local_path
 from selftrain.data.manifest import Rows
 from selftrain.data.tables import RawRow
 from selftrain.data.task import Task, load_task
-from selftrain.data.values import RowError
+from selftrain.data.values import Names, RowError
 from selftrain.errors import ManifestError, TaskError
 from selftrain.store.run_dir import RunFolder
 
@@ -55,7 +55,7 @@ class FoundPost(NamedTuple):
     text: str  # may be empty
     images: tuple[Path, ...]  # absolute paths, inside the manifest's folder
     names: tuple[str, ...]  # the same, relative to the manifest
-    # what the manifest says; of a pool post the run did not see it, so it is a truth to measure by
+    # a class of the run, or None; of a pool post the run did not see it, so it is a truth to measure by
     label: str | None
     # Why the row is not a good one any more (a picture is gone, for instance); its pictures are left out
     # then. Empty for a good row.
@@ -68,32 +68,30 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    missing, found = {post_id.strip(): post_id for post_id in wanted}, dict[str, FoundPost]()
+    missing, found = set(wanted), dict[str, FoundPost]()
     section: dict[str, Any] = folder.recipe().get("data", {})
+    classes = Names(folder.environment().classes)
     for path in (local_path(section[name]) for name in MANIFESTS if name in section):
         try:
             rows = Rows(path, None, columns=section.get("columns"), videos=False)
             for raw in rows.table.rows:
                 if not missing:
                     return found
-                post_id = missing.pop(str((raw.fields or {}).get("id")).strip(), None)
-                if post_id is not None:
-                    found[post_id] = _found(rows, raw, path.parent.resolve())
+                fields = rows.pass_over(raw)
+                if (post_id := fields.get("id")) in missing:
+                    missing.remove(post_id)
+                    found[post_id] = _found(rows, raw, fields, classes, path.parent.resolve())
         except (ManifestError, OSError):
             continue  # the manifest went: its posts are told without their words
     return found
 
 
-def _found(rows: Rows, raw: RawRow, root: Path) -> FoundPost:
+def _found(rows: Rows, raw: RawRow, fields: Mapping[str, Any], classes: Names, root: Path) -> FoundPost:
     try:
         post = rows.post(raw)
     except RowError as error:
-        fields = raw.fields or {}
-        label = fields.get("label")
         text = fields.get("text")
-        return FoundPost(
-            text if isinstance(text, str) else "", (), (), label if isinstance(label, str) else None,
-            error.reason,
-        )  # fmt: skip
+        shown = text if isinstance(text, str) else ""
+        return FoundPost(shown, (), (), classes.find(fields.get("label")), error.reason)
     names = tuple(os.path.relpath(image, root) for image in post.images)
-    return FoundPost(post.text, post.images, names, post.label)
+    return FoundPost(post.text, post.images, names, classes.find(post.label))

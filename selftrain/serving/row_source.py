@@ -144,7 +144,7 @@ def _after(
     done: Tally,
     source: str,
     remedy: str,
-    pass_over: Callable[[Row], None] | None = None,
+    pass_over: Callable[[Row], object] | None = None,
 ) -> Iterator[tuple[Row, str]]:
     """Yield rows after those that are done, each with the digest over it and all before it."""
     digest, met = "", 0
