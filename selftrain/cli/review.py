@@ -18,7 +18,7 @@ from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import DRAWING, argument, option
 from selftrain.cli.printing import echo, print_json, print_some, quoted
-from selftrain.errors import BudgetError, LedgerError
+from selftrain.errors import BudgetError, ExchangeError, LedgerError
 from selftrain.store import atomic
 
 with deferred():
@@ -166,8 +166,9 @@ def export(
     ] = False,
     everything: Annotated[bool, option("Posts that are reviewed already too.", "--all")] = False,
     pictures: Annotated[
-        Pictures, option("In Label Studio tasks: embedded, or as URLs of its local storage.")
-    ] = "data-uri",
+        Pictures | None,
+        option("In Label Studio tasks: embedded (the default), or as URLs of its local storage."),
+    ] = None,
     local_root: Annotated[
         Path | None, option("What Label Studio's local storage serves.", metavar="DIR")
     ] = None,
@@ -178,6 +179,16 @@ def export(
     file of the same name that ends in .xml. Label Studio shows predictions to reviewers: leave them out with
     --hide-opinions if nobody is to lean towards them.
     """
+    if to == "csv" and (pictures or local_root):
+        raise ExchangeError(
+            f"{'--pictures' if pictures else '--local-root'} is about Label Studio tasks; a table names"
+            " pictures as the manifest does: leave it out"
+        )
+    if local_root and pictures != "local-files":
+        raise ExchangeError(
+            "--local-root is about pictures in Label Studio's local storage: add --pictures local-files, or"
+            " leave it out"
+        )
     found = review_export.gather_tasks(
         labelling.review_folder(run), hide_opinions=hide_opinions, everything=everything
     )
@@ -185,7 +196,9 @@ def export(
         atomic.write_text(out, review_export.to_csv(found.tasks))
         echo(f"{out}: {len(found.tasks):,} posts; fill in label and reviewer")
     else:
-        config = review_export.write_label_studio(found, out, pictures=pictures, root=local_root)
+        config = review_export.write_label_studio(
+            found, out, pictures=pictures or "data-uri", root=local_root
+        )
         echo(f"{out}: {len(found.tasks):,} tasks to import")
         echo(f"{config}: the labelling configuration")
     echo(f"then: selftrain review import {quoted(run)} FILE")

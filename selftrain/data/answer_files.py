@@ -19,10 +19,19 @@ from agents.judgment import Judgment, State
 from agents.replayed import source_of
 from selftrain._util.printable import first_of, shorten
 from selftrain.data.tables import fold, open_table
-from selftrain.data.values import Names, RowError, odd_signs, only_one, text_of
+from selftrain.data.values import (
+    Names,
+    RowError,
+    named_values,
+    odd_signs,
+    only_one,
+    spelled_names,
+    text_of,
+)
 from selftrain.errors import ManifestError
 
 _EXPECTED = 'expected answers, a line each: {"id": "...", "label": "..." or null}'
+_FIELDS = ("id", "label", "probability", "rationale")
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,17 +54,17 @@ def read_answers(path: Path, classes: Collection[str]) -> dict[str, Judgment]:
 
 def _read(path: Path, names: Names) -> dict[str, Judgment]:
     table = open_table(path)
-    header = {fold(name) for name in table.columns or ()}
-    if table.columns is not None and not {"id", "label"} <= header:
-        raise ReplayError(f"{path} has the columns {first_of(table.columns)}; {_EXPECTED}")
+    columns = table.columns
+    if columns is not None and not {"id", "label"} <= {*map(fold, columns)}:
+        raise ReplayError(f"{path} has the columns {first_of(columns)}; {_EXPECTED}")
     found: dict[str, Judgment] = {}
     lines: dict[str, int] = {}
     for row in table.rows:
         place = f"{path}, line {row.line}"
         if row.fields is None:
             raise ReplayError(f"{place}: {row.reason}; {row.remedy}")
-        fields = dict.fromkeys(header) | {fold(name): value for name, value in row.fields.items()}
         try:
+            fields = named_values(row, spelled_names(columns or tuple(row.fields), _FIELDS))
             post_id, judgment = _answer(path, fields, names)
         except RowError as error:
             raise ReplayError(f"{place}: {error.reason}: {error.remedy}") from error

@@ -7,13 +7,14 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from selftrain._util.printable import shorten
 from selftrain.data.inline_pictures import InlinePictureError, is_picture, read_picture
-from selftrain.data.tables import fold
+from selftrain.data.tables import RawRow, fold
 from selftrain.data.task import Question
 
 NOTHING = frozenset(
@@ -54,6 +55,37 @@ class Names(tuple[str, ...]):
 def _spelling(name: str) -> str:
     key = fold(name)
     return re.sub(r"\.0+$", "", key) if re.fullmatch(r"[+-]?\d+\.0+", key) else key
+
+
+@lru_cache(maxsize=1024)  # of each row that is written the same names
+def spelled_names(names: tuple[str, ...], wanted: tuple[str, ...]) -> Mapping[str, str]:
+    """Return wanted name -> that of `names` which means it, whatever its case; the same to the letter first.
+
+    Raises:
+        RowError: Two others could be meant.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        key = fold(name)
+        if key not in wanted or (key != name and key in names):
+            continue
+        if key in found:
+            raise RowError(f"the columns {found[key]!r} and {name!r} could both be {key}", "keep one of them")
+        found[key] = name
+    return found
+
+
+def named_values(row: RawRow, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a row has under names that `spelled_names` found, None where it has nothing.
+
+    Raises:
+        RowError: One of them cannot be read.
+    """
+    for key, name in names.items():
+        if name in row.unread:
+            raise RowError(f"{key} cannot be read: {row.unread[name]}", "write it as a text")
+    fields = row.fields or {}
+    return {key: fields.get(name) for key, name in names.items()}
 
 
 def scalar(value: object) -> object:

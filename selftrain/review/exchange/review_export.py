@@ -188,5 +188,5 @@ def to_csv(tasks: Sequence[ReviewTask]) -> str:
 
 
 def _as_text(post_id: str) -> str:
-    """Return an id that a spreadsheet leaves as it is."""
-    return f"'{post_id}" if NUMBER.fullmatch(post_id) else escape(post_id)
+    """Return an id that a spreadsheet leaves as it is, and that no other id is written as."""
+    return f"'{post_id}" if NUMBER.fullmatch(post_id.lstrip("'")) else escape(post_id)

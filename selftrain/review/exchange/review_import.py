@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 
 from selftrain._util.printable import first_of, shorten
 from selftrain._util.spreadsheet import NUMBER, unescape
-from selftrain.data.tables import LISTED, Table, fold, open_table
-from selftrain.data.values import Names
+from selftrain.data.tables import LISTED, RawRow, Table, open_table
+from selftrain.data.values import Names, RowError, named_values, spelled_names
 from selftrain.errors import ExchangeError, ManifestError
 from selftrain.review.exchange.review_export import CONTROL
 from selftrain.review.ledger import ImportedReviews, OutsideDecision, Refusal, ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.store.run_dir import RunFolder
 
+NAMES = ("post_id", "batch", CONTROL, "reviewer", "annotator")
+"""Fields of a review that is a line of its own; Label Studio's exports say `annotator` of who decided."""
 DOUBLE = 308  # the largest exponent of ten of a spreadsheet's numbers
 
 
@@ -65,7 +67,7 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
     if table.form == "JSON" and not given and LISTED not in table.notes:
         raise ExchangeError(f"{file} holds no task, as Label Studio exports them, nor post_id and label")
     return ReadReviews(
-        tuple(one._replace(reviewer=one.reviewer or reviewer) for one in given if one.label),
+        tuple(one._replace(reviewer=(one.reviewer or reviewer).strip()) for one in given if one.label),
         tuple(one for one in found if isinstance(one, Refusal)),
         sum(not one.label for one in given),
     )
@@ -131,11 +133,21 @@ def _json_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
             yield Refusal(line, "", f"is {row.reason}: expected a task")
             continue
         try:
-            answers = list(answers_from_json(row.fields))
+            answers = list(answers_from_json(_as_named(row)))
         except ItemError as fault:
             yield Refusal(line, _post_id(row.fields), str(fault))
             continue
         yield from (OutsideDecision(line, *one) for one in answers or [("", "", "", "")])
+
+
+def _as_named(row: RawRow) -> dict[str, Any]:
+    """Return a row whose own fields are called as ours are, whatever case they are written in."""
+    fields = row.fields or {}
+    try:
+        names = spelled_names(tuple(fields), NAMES)
+    except RowError as error:
+        raise ItemError(f"is not clear: {error.reason}: {error.remedy}") from error
+    return fields | named_values(row, names)
 
 
 def _post_id(item: object) -> str:
@@ -148,26 +160,35 @@ def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
 
     Label Studio's own CSV export is read as well: its column of who decided is `annotator`.
     """
-    names = {fold(name): name for name in table.columns or ()}
+    columns = table.columns or ()
+    try:
+        names = spelled_names(columns, NAMES)
+    except RowError as error:
+        raise ExchangeError(f"{error.reason}: {error.remedy}") from error
     if not {"post_id", "label"} <= set(names):
         raise ExchangeError(
-            f"the table has the columns {first_of(names.values())}: expected post_id and label among them, as"
+            f"the table has the columns {first_of(columns)}: expected post_id and label among them, as"
             " `selftrain review export --to csv` writes them"
         )
     for row in table.rows:
         if row.fields is None:
             yield Refusal(row.line, "", f"{row.reason}: {row.remedy}")
             continue
-        cells = {key: str(row.fields.get(name, "")) for key, name in names.items()}
+        try:
+            found = named_values(row, names)
+        except RowError as error:
+            yield Refusal(row.line, "", f"{error.reason}: {error.remedy}")
+            continue
+        cells = {key: "" if value is None else str(value) for key, value in found.items()}
         reviewer = cells.get("reviewer") or reviewer_name(cells.get("annotator", ""))
-        found = (cells.get("post_id", ""), cells.get("batch", ""), cells.get("label", ""), reviewer)
-        post_id, batch, label, who = map(_plain, found)
-        yield OutsideDecision(row.line, post_id, label.strip(), who.strip(), batch)
+        told = (cells["post_id"], cells.get("batch", ""), cells["label"], reviewer)
+        post_id, batch, label, who = map(_plain, told)
+        yield OutsideDecision(row.line, post_id, label.strip(), who, batch)
 
 
 def _plain(cell: str) -> str:
     """Return a cell as it was before the export put an apostrophe in front."""
-    return cell[1:] if cell.startswith("'") and NUMBER.fullmatch(cell[1:]) else unescape(cell)
+    return cell[1:] if cell.startswith("'") and NUMBER.fullmatch(cell.lstrip("'")) else unescape(cell)
 
 
 # ---- Label Studio --------------------------------------------------------------------------------------

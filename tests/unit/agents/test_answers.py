@@ -180,3 +180,20 @@ def test_answers_come_in_every_form_that_a_manifest_may_have(tmp_path, form):
         "2": (State.LABEL, "metal", 0.75),
         "3": (State.ABSTAIN, None, None),
     }
+
+
+def test_of_two_columns_that_could_both_be_meant_the_name_itself_counts_or_none(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("id,Label,label\na,metal,flower\nb,metal,\n")
+    assert [one.label for one in read_answers(table, CLASSES).values()] == ["flower", None]
+    for text in ("id,Label,LABEL\na,metal,flower\n", 'id,"Label ",LABEL\na,metal,flower\n'):
+        table.write_text(text)
+        with pytest.raises(ReplayError, match="'LABEL' could both be label: keep one"):
+            read_answers(table, CLASSES)
+
+
+def test_an_answer_that_cannot_be_read_is_no_missing_one(tmp_path):
+    columns = {"id": ["a"], "label": pa.array([b"\xff"], pa.binary())}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ReplayError, match="line 1: label cannot be read"):
+        read_answers(tmp_path / "a.parquet", CLASSES)

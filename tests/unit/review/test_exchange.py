@@ -9,6 +9,8 @@ import json
 import shutil
 from xml.etree import ElementTree
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from report_helpers import by_hand
@@ -355,6 +357,48 @@ def test_a_table_disarms_formulas_and_ids_come_back_as_they_were(tmp_path):
 def test_a_table_is_read_with_the_delimiter_that_the_spreadsheet_wrote(tmp_path, delimiter):
     text = "\ufeffpost_id|batch|label|reviewer\r\np0|round 1|kind|ann\r\n".replace("|", delimiter)
     assert [tuple(row) for row in read_csv(tmp_path, text)] == [(2, "p0", "kind", "ann", "round 1")]
+
+
+def test_no_two_ids_are_written_alike(tmp_path):
+    posts = ["7", "'7", "''7", "'x"]
+    written = to_csv([task(text="t")._replace(post_id=one) for one in posts])
+    filled = written.replace("round 1,,", "round 1,kind,ann")
+    assert [row.post_id for row in read_csv(tmp_path, filled)] == posts
+
+
+def test_of_columns_that_could_both_be_meant_none_is_read(tmp_path):
+    with pytest.raises(ExchangeError, match="the columns 'Label' and 'LABEL' could both be label: keep one"):
+        read_csv(tmp_path, "post_id,Label,LABEL,reviewer\np0,kind,rude,ann\n")
+    told = read_csv(tmp_path, "Post_ID,Label,label,reviewer\np0,rude,,ann\np1,rude,kind,ann\n")
+    assert [(row.post_id, row.label) for row in told] == [("p1", "kind")]
+    lines = '{"Post_ID": "p0", "Label": "kind", "reviewer": " ann "}\n'
+    lines += '{"post_id": "p1", "Label": "kind", "LABEL": "rude"}\n'
+    (tmp_path / "lines.jsonl").write_text(lines)
+    read = read_reviews(tmp_path / "lines.jsonl")
+    assert [(row.post_id, row.label, row.reviewer) for row in read.decisions] == [("p0", "kind", "ann")]
+    assert [(row.line, "could both be label" in row.reason) for row in read.refused] == [(2, True)]
+
+
+def test_a_label_that_cannot_be_read_is_no_missing_review(tmp_path):
+    columns = {"post_id": ["p0", "p1"], "label": pa.array([b"\xff", b"kind"], pa.binary())}
+    pq.write_table(pa.table(columns), tmp_path / "reviews.parquet")
+    read = read_reviews(tmp_path / "reviews.parquet", "ann")
+    assert [(row.line, row.reason.split(":")[0]) for row in read.refused] == [(1, "label cannot be read")]
+    assert (read.empty, [row.post_id for row in read.decisions]) == (0, ["p1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--to", "csv", "--pictures", "data-uri"], "--pictures is about Label Studio tasks"),
+        (["--to", "csv", "--local-root", "."], "--local-root is about Label Studio tasks"),
+        (["--to", "label-studio", "--local-root", "."], "add --pictures local-files"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, capsys, options, told):
+    assert main(["review", "export", str(tmp_path), *options, "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- a real run
