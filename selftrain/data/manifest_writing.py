@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.printable import first_of
 from selftrain._util.spreadsheet import escape
 from selftrain.data.columns import COLUMNS, PROCESS_PREFIX, spelled
 from selftrain.data.inline_pictures import is_kept
 from selftrain.data.manifest import recorded_pictures
 from selftrain.data.posts import Post
-from selftrain.data.tables import ESCAPED, JSON_LINES, JSON_MARK
+from selftrain.data.tables import ESCAPED, JSON_LINES, JSON_MARK, column_name
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import replacing, write_bytes
 
@@ -28,7 +29,7 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
 
     Raises:
         ManifestError: Unknown suffix, an id twice, an image outside the manifest's folder, or an extra field
-            called like a column.
+            called like a column, or as no column of that format can be.
         OSError: The disk refuses.
     """
     path = Path(path)
@@ -127,7 +128,7 @@ def _write_json(rows: Sequence[dict[str, Any]], part: Path) -> None:
 
 
 def _write_csv(rows: Sequence[dict[str, Any]], part: Path) -> None:
-    names = _columns(rows)
+    names = _columns(rows, lambda name: name.isprintable() and column_name(name, 0) == name != ESCAPED)
     cells = [names, *([_cell(name, row.get(name)) for name in names] for row in rows)]
     harmless = [[*map(escape, row)] for row in cells]
     if harmless != cells:  # a column that says so, or they could not be told from what was there before
@@ -165,7 +166,7 @@ def _write_parquet(rows: Sequence[dict[str, Any]], part: Path) -> None:
         "video": text,
     }
     fields, arrays = [], []
-    for name in _columns(rows):
+    for name in _columns(rows, str.isprintable):
         values = [row.get(name) for row in rows]
         if name == "process":
             values = [None if value is None else list(value.items()) for value in values]
@@ -199,15 +200,20 @@ def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
     return pa.field(name, pa.string(), metadata=JSON_MARK), pa.array(encoded, type=pa.string())
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Order the usual columns first, then the others in the order they are met."""
+def _columns(rows: Sequence[dict[str, Any]], comes_back: Callable[[str], bool]) -> list[str]:
+    """Order the usual columns first, then the others in the order they are met.
+
+    Raises:
+        ManifestError: A name that would be read as another, or refused, as `comes_back` has it.
+    """
     met = dict.fromkeys(name for row in rows for name in row)
-    return [
-        "id",
-        "text",
-        *(name for name in COLUMNS[2:] if name in met),
-        *(n for n in met if n not in COLUMNS),
-    ]
+    others = [name for name in met if name not in COLUMNS]
+    if lost := [name for name in others if not comes_back(name)]:
+        raise ManifestError(
+            f"the fields {first_of(lost)} cannot be columns of such a table, only keys of JSON lines: name a"
+            " file that ends in .jsonl, or rename them"
+        )
+    return ["id", "text", *(name for name in COLUMNS[2:] if name in met), *others]
 
 
 def _json(value: object) -> str:

@@ -563,7 +563,7 @@ def _csv_table(
     if not names:
         raise ManifestError(f"{path} is empty; expected a line of column names, and a row for every post")
     _check_count(path, len(names))
-    columns = [_column_name(name, place) for place, name in enumerate(names, 1)]
+    columns = [column_name(name, place) for place, name in enumerate(names, 1)]
     if ESCAPED in columns:
         columns = [*map(unescape, columns)]
     check_names(path, columns)
@@ -576,7 +576,7 @@ def _csv_table(
     return Table("CSV", tuple(columns), _guarded(path, rows, file), notes)
 
 
-def _column_name(name: str, place: int) -> str:
+def column_name(name: str, place: int) -> str:
     """Return a name on one line, as spreadsheets wrap them, without invisible signs."""
     shown = re.sub(r"\s*[\r\n]+\s*", " ", name.strip())
     return "".join(mark for mark in shown if unicodedata.category(mark) != "Cf").strip() or f"column {place}"
@@ -659,7 +659,7 @@ def _csv_rows(
             cells = [cell.strip() for cell in cells]
         if len(lines.row) > 1 and _swallowed(lines.row, columns, reader.dialect.delimiter, len(cells)):
             raise _lost(path, start, lines.number, "the lines in it look like rows")
-        if cells[-1] == columns[-1] and [*map(_column_name, cells, range(1, len(cells) + 1))] == [*columns]:
+        if cells[-1] == columns[-1] and [*map(column_name, cells, range(1, len(cells) + 1))] == [*columns]:
             yield RawRow(start, None, "the header stands here again", "remove it: files were put together")
             continue
         if len(cells) > 1 and any(cells) and all(_RULE.fullmatch(cell) for cell in cells if cell):

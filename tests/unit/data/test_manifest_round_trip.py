@@ -109,3 +109,23 @@ def test_posts_of_a_grown_dataset_are_written_anywhere_and_keep_their_pictures(t
     for out in (tmp_path / "taken" / f"out{suffix}", tmp_path / "run" / "out.csv"):
         with pytest.raises(ManifestError, match="lies outside the manifest's folder"):
             write_manifest(posts, out)
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("Total\ncount", (".csv", ".parquet")), ("a\u200b", (".csv", ".parquet")), ("video ", (".csv",)),
+        ("", (".csv",)), ("selftrain.escaped", (".csv",)),
+    ],
+)  # fmt: skip
+def test_a_field_that_would_come_back_as_another_is_refused(tmp_path, name, refused):
+    posts = [Post("a", "=x", extra={name: "1"}), Post("b", "y")]
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        file = tmp_path / f"posts{suffix}"
+        if suffix in refused:
+            with pytest.raises(ManifestError, match="cannot be columns of such a table"):
+                write_manifest(posts, file)
+            assert not file.exists()
+        else:
+            write_manifest(posts, file)
+            assert list(read_manifest(file).posts) == posts
