@@ -11,6 +11,7 @@ from PIL import Image
 from processes import Process
 from report_helpers import PLAIN, figures, judgment, lines
 
+from selftrain.data.manifest import read_manifest
 from selftrain.data.task import Task, TaskClass, dump_task
 from selftrain.review.criticism import CRITICISMS
 from selftrain.review.labelling import ANNOTATIONS, BATCH, LabelFolder, begin
@@ -85,7 +86,8 @@ def labelling_of(place, classes, posts=2):
     dump_task(Task("notices", tuple(TaskClass(n, n) for n in classes), classes[0], "p"), place / "task.toml")
     folder = LabelFolder(place / "labels")
     with folder.locked():
-        begin(folder, place / "manifest.jsonl", place / "task.toml", {"budget": posts})
+        read = read_manifest(place / "manifest.jsonl").posts
+        begin(folder, place / "manifest.jsonl", place / "task.toml", {"budget": posts}, posts=read)
     said = {"probability": 0.75, "rationale": "so it seems", "perplexity": None, "fault": "", "source": "m"}
     lines(folder.path / ANNOTATIONS, [{"post_id": one, "label": classes[0], **said} for one in ids])
     doubt = {"batch": BATCH, "label": classes[0], "strategy": "plain", "error": 0.4}

@@ -233,7 +233,7 @@ def annotate(
     with folder.locked():
         # what must stay the same when the command is given again; where models are served may change
         settings = {"annotate": mode, "strategy": strategy, **sample._asdict()}
-        labelling.begin(folder, manifest, task, settings, reading.named)
+        labelling.begin(folder, manifest, task, settings, reading.named, posts=read)
         run = f"act annotate {out.resolve()}"
         with _runners((annotator, criticizer), manifest, store, token_cap, run) as runners:
             labels = annotators.Annotator(prompts, reasoning=mode == "reasoning", seed=seed)

@@ -21,7 +21,6 @@ from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.act.training import ACTTrainer
 from selftrain.config import BackboneSection, ClassifierSection, Recipe, stored_recipe
 from selftrain.data.features import extract_features
-from selftrain.data.manifest import Tolerance
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder, prepare
 from selftrain.data.splits import split_by_shares
@@ -32,7 +31,7 @@ from selftrain.models.metrics import auc, macro_f1, wilson
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.trainer import HeadTrainer
 from selftrain.review.estimates import BatchOutcome, outcome
-from selftrain.review.labelling import LabelFolder, read_posts, review_folder
+from selftrain.review.labelling import LabelFolder, labelled_posts, read_posts, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.store.run_dir import RunFolder, compared
 
@@ -249,9 +248,8 @@ def _of_labelling(
     folder: LabelFolder, validation: Path | None, test: Path | None, seed: int
 ) -> tuple[Task, TrustedPosts]:
     """Return the labels that the manifest had; half of them validates where no other manifest does."""
-    manifest, task_file, columns = folder.data_files()
-    task = load_task(task_file)
-    posts = read_posts(manifest, task, columns, Tolerance(None, None))  # judged when it was annotated
+    task = load_task(folder.data_files().task)
+    posts = labelled_posts(folder, task)
     labelled = [post for post in posts if post.label is not None]
     checked = _labelled(validation, task)
     if validation is None and labelled:

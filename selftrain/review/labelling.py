@@ -3,6 +3,7 @@
 DIR/
 ├── labelling.toml        the data, and what was asked of whom
 ├── environment.json      the classes
+├── posts.jsonl           each post's digests, to tell which changed
 ├── annotations.jsonl     the machine's label of every post, with probability and reasons
 ├── criticisms.jsonl      how likely each is wrong, and why
 └── review.sqlite         the posts drawn for review, within the budget
@@ -10,9 +11,11 @@ DIR/
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import random
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +26,20 @@ from agents.ask.runner import Runner
 from selftrain._util.object_urls import local_path, url_or_path
 from selftrain._util.types import Json
 from selftrain.act.budget import filled
-from selftrain.data.manifest import Tolerance, read_manifest
+from selftrain.data.manifest import Tolerance, describe, read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
-from selftrain.errors import BudgetError, EstimateError, RunStateError
+from selftrain.errors import BudgetError, EstimateError, RunMismatchError, RunStateError
 from selftrain.review.criticism import CRITICISMS, estimates_of, write_criticisms
 from selftrain.review.estimates import LabelErrors, label_errors, outcome
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.review.sampling import MachineLabel, SampleSettings, add_sample
 from selftrain.store import checksums
-from selftrain.store.run_dir import RunFolder, read_typed
+from selftrain.store.checksums import digest_of
+from selftrain.store.run_dir import PostDigest, RunFolder, read_typed
 
+_LOG = logging.getLogger(__name__)
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
 FEWEST = 0.5
 """The share of posts that must get a machine label: below it, model and posts do not go together."""
@@ -49,6 +54,9 @@ def read_posts(
     """Read a manifest, by default with the tolerance for bad rows that recipes have."""
     report = read_manifest(manifest, task, columns=columns, videos=False)
     report.enforce(tolerance or Tolerance())
+    if report.problems:
+        first = next(describe(report.problems)).strip()
+        _LOG.warning("%s: %d rows are set aside, %s", manifest, report.set_aside, first)
     return report.posts
 
 
@@ -129,15 +137,54 @@ def begin(
     task: Path,
     settings: Mapping[str, Any],
     columns: Mapping[str, str] | None = None,
+    *,
+    posts: Iterable[Post],
 ) -> None:
-    """Make the folder, or check that this is the same labelling going on."""
+    """Make the folder, or check that this is the same labelling going on, of the same posts."""
     loaded = load_task(task)
     data: Json = {"manifest": url_or_path(manifest.resolve()), "task": str(task.resolve())}
     if columns:
         data["columns"] = dict(columns)
-    identity = {"task": loaded.name, "classes": list(loaded.names), "policy": loaded.fingerprint}
+    contents = _contents(posts)
+    identity = {
+        "task": loaded.name, "classes": list(loaded.names), "policy": loaded.fingerprint,
+        "posts": _digest(contents),
+    }  # fmt: skip
     environment = {"identity": identity, "classes": {"all": list(loaded.names)}}
-    folder.begin({"data": data, "labelling": dict(settings)}, environment)
+    folder.begin({"data": data, "labelling": dict(settings)}, environment, contents)
+
+
+def _contents(posts: Iterable[Post]) -> list[PostDigest]:
+    """Return what each post shows a model, by id; labels, which a manifest may get later, are not in it."""
+
+    def short(content: str) -> str:
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    found = [PostDigest(p.id, "", short(p.text), short("".join(map(digest_of, p.images)))) for p in posts]
+    return sorted(found, key=lambda one: one.id)
+
+
+def _digest(contents: Sequence[PostDigest]) -> str:
+    return hashlib.sha256(repr([tuple(one) for one in contents]).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def labelled_posts(folder: LabelFolder, task: Task) -> Sequence[Post]:
+    """Read the posts of a labelling again.
+
+    Raises:
+        RunMismatchError: They are not those that were labelled.
+    """
+    files = folder.data_files()
+    # how many rows may be bad was judged when it began
+    posts = read_posts(files.manifest, task, files.columns, Tolerance(None, None))
+    contents = _contents(posts)
+    if folder.environment().identity.get("posts", "") not in ("", _digest(contents)):
+        raise RunMismatchError(
+            f"the posts of {url_or_path(files.manifest)} are not those that were labelled in {folder.path}:"
+            f" {folder.differing_posts(contents)}. Put the manifest and its pictures back, or label it anew"
+            " with another --out: answers that were paid for are not asked again"
+        )
+    return posts
 
 
 def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
@@ -256,8 +303,7 @@ def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
         found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
     posts, human, machine = list[Post](), 0, 0
-    files = folder.data_files()
-    for post in read_manifest(files.manifest, task, columns=files.columns, videos=False).posts:
+    for post in labelled_posts(folder, task):
         place = places.get(post.id)
         if post.label is not None or place is None:
             posts.append(post)

@@ -177,7 +177,7 @@ class RunFolder:
             before = self.environment().identity
             self._check_same(
                 "identity", dict(before), compared(before, environment["identity"]),
-                lambda: self._differing_posts(posts or ()),
+                lambda: self.differing_posts(posts or ()),
             )  # fmt: skip
         for leftover in self.path.rglob(atomic.TEMPORARY):  # what a killed process left half written
             if leftover.is_symlink() or not leftover.is_dir():
@@ -198,7 +198,7 @@ class RunFolder:
         if self.recipe_path.exists():
             self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
 
-    def _differing_posts(self, posts: Iterable[PostDigest]) -> str:
+    def differing_posts(self, posts: Iterable[PostDigest]) -> str:
         """Say which posts are not what they were when the run began; empty where that is not known."""
         file = self.path / POSTS
         checksums.check(file)

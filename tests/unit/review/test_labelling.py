@@ -24,6 +24,7 @@ from selftrain.review.labelling import (
     annotate_pool,
     begin,
     mixed_posts,
+    read_posts,
     review_folder,
 )
 from selftrain.review.ledger import ReviewLedger
@@ -53,14 +54,15 @@ def data(tmp_path):
 def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
     """`act annotate` with models in memory."""
     folder, task = LabelFolder(data / name), load_task(data / "task.toml")
-    posts = [post for post in read_manifest(data / "posts.jsonl", task).posts if post.label is None]
+    read = read_manifest(data / "posts.jsonl", task).posts
+    posts = [post for post in read if post.label is None]
     chosen = SampleSettings(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
     store = ResponseCache(data / "answers.sqlite")
     models = [annotator or Model("good", SLIP), critic or Model("fair", 3)]
     runners = [Runner(model, store, run=name, opener=None) for model in models]
     try:
         with folder.locked():
-            begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict())
+            begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict(), posts=read)
             return annotate_pool(
                 folder, posts,
                 annotating=(runners[0], Annotator(AnnotationPrompts(BRIEF), reasoning=False)),
@@ -211,3 +213,38 @@ def test_a_manifest_without_a_pool_or_a_folder_without_labels_is_refused(data, c
     assert "no unlabelled post" in capsys.readouterr().err
     assert main(["act", "export", str(data / "nothing"), "--out", str(data / "y.jsonl")]) == 2
     assert "labelling.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: rows[:-1], r"1 gone \('p39'\), since 2"),
+        (lambda rows: [*rows, {"id": "q", "text": "new"}], r"1 new \('q'\)"),
+        (lambda rows: [{**row, "text": row["text"] + "!"} for row in rows], "40 of another text"),
+    ],
+)
+def test_labels_are_given_to_no_posts_but_those_that_were_labelled(data, capsys, change, told):
+    labelled(data, rule="normalised", floor=0.3)
+    file, kept = data / "posts.jsonl", (data / "posts.jsonl").read_text()
+    rows = [json.loads(line) for line in kept.splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
+    with pytest.raises(RunMismatchError, match=told):
+        mixed_posts(LabelFolder(data / "labels"), load_task(data / "task.toml"))
+    with pytest.raises(RunMismatchError, match=told):
+        labelled(data, rule="normalised", floor=0.3)
+    review(data)
+    assert main(["act", "train", str(data / "labels"), "--out", str(data / "model")]) == 2
+    assert "are not those that were labelled" in capsys.readouterr().err
+    # in another order, and with labels of people, they are the same
+    rows[-1]["label"] = NAMES[0]
+    file.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    found = mixed_posts(LabelFolder(data / "labels"), load_task(data / "task.toml"))
+    assert [(post.id, post.label) for post in found.posts][:1] == [("p39", NAMES[0])]
+
+
+def test_rows_that_are_set_aside_are_told(data, caplog):
+    with (data / "posts.jsonl").open("a") as file:
+        file.write('{"id": "bad", "text": "x", "label": "none of them"}\n')
+    labelled(data, rule="normalised", floor=0.3)
+    read_posts(data / "posts.jsonl", load_task(data / "task.toml"))
+    assert "1 rows are set aside, line 41, id 'bad': label 'none of them' is none of" in caplog.text
