@@ -15,7 +15,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.tables import open_table
 from selftrain.data.task import Task, dump_task
-from selftrain.data.values import Names, RowError
+from selftrain.data.values import Names, RowError, text_of
 from selftrain.errors import ManifestError
 
 IMAGES = "images"
@@ -187,15 +187,30 @@ def find_file(source: Path, *names: str) -> Path | None:
 
 def read_records(
     path: Path,
-    make: Callable[[int, dict[str, Any]], Record | Problem],
+    make: Callable[[int, dict[str, Any]], Record | Problem],  # may raise RowError too
     **how: Any,  # noqa: ANN401 -- as `open_table` takes it
 ) -> Iterator[Record | Problem]:
     """Make a record of line number and fields of each row, or say why it has none."""
     for row in open_table(path, **how).rows:
         if row.fields is None:
             yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy)
-        else:
+            continue
+        try:
             yield make(row.line, row.fields)
+        except RowError as error:
+            yield Problem(row.line, None, f"{path.name}: {error.reason}", error.remedy)
+
+
+def published_id(value: object, what: str = "id") -> str:
+    """Return an id that a manifest can have, of a number its digits.
+
+    Raises:
+        RowError: It is none.
+    """
+    found = text_of(value, what)
+    if not found.strip():
+        raise RowError(f"no {what}", "give the file as published")
+    return found
 
 
 def class_of(value: object, labels: Mapping[str, str]) -> str | None:

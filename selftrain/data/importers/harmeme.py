@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file, read_records
+from selftrain.data.importers.base import Importer, Record, Source, find_file, published_id, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.task import load_task
+from selftrain.data.values import image_list, text_of
 from selftrain.errors import ManifestError
 
 TASK = load_task(Path(__file__).with_suffix(".toml"))
@@ -44,26 +45,27 @@ def _records(source: Path, files: dict[str, Path], whole: bool) -> Iterator[Reco
 def _record(
     path: Path, split: str, folders: list[Path], line: int, fields: dict[str, Any], *, whole: bool
 ) -> Record | Problem:
-    if "id" not in fields:
-        return Problem(line, None, f"{path.name}: no id", "give the file as published")
+    post_id = published_id(fields.get("id"))
     labels = fields.get("labels") or [fields.get("severity")]
     severity = labels[0] if isinstance(labels, list) else None
     label = _SEVERITIES.get(severity) if isinstance(severity, str) else fields.get("label")
     if label not in TASK.names:
         found = fields.get("labels", fields.get("label"))
+        return Problem(line, post_id, f"{path.name}: label {found!r}", f"expected {list(_SEVERITIES)}")
+    targets = labels[1:] if "labels" in fields else None
+    if targets and not all(one in TARGETS for one in targets):
         return Problem(
-            line, str(fields.get("id")), f"{path.name}: label {found!r}", f"expected {list(_SEVERITIES)}"
+            line, post_id, f"{path.name}: targets {targets!r}", f"expected some of {list(TARGETS)}"
         )
-    targets = [one for one in labels[1:] if one in TARGETS] if "labels" in fields else None
     process = {} if targets is None else {"target": targets[0] if targets else "none"}
-    images = fields.get("images") or [fields.get("image")]
+    images = image_list(fields.get("images") or fields.get("image"), 1)
     read = ("id", "text", "images", "image", "label")
     extra = {key: value for key, value in fields.items() if key not in read}
     extra["published_split"] = split
     if whole:
         extra["split"] = _SPLITS[split]
-    image = None if not images[0] else _find_image(path.parent, folders, str(images[0]))
-    return Record(path, line, str(fields["id"]), str(fields.get("text") or ""), image, label, process, extra)
+    image = _find_image(path.parent, folders, str(images[0])) if images else None
+    return Record(path, line, post_id, text_of(fields.get("text"), "text"), image, label, process, extra)
 
 
 def _find_image(beside: Path, folders: list[Path], written: str) -> Path:

@@ -7,10 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, class_of, find_file, read_records
+from selftrain.data.importers.base import (
+    Importer,
+    Record,
+    Source,
+    class_of,
+    find_file,
+    published_id,
+    read_records,
+)
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
 from selftrain.data.templates import load_template
+from selftrain.data.values import image_list, text_of
 from selftrain.errors import ManifestError
 
 # question of the task -> the groups of `gold_pc` that it covers
@@ -69,17 +78,17 @@ def _records(files: dict[str, Path], splits: dict[str, str]) -> Iterator[Record 
 
 
 def _record(path: Path, name: str, split: str, line: int, fields: dict[str, Any]) -> Record | Problem:
-    if "id" not in fields:
-        return Problem(line, None, f"{path.name}: no id", "give the file as published")
-    post_id = str(fields["id"])
+    post_id = published_id(fields.get("id"))
     label = _label(fields)
     if label is not None and label not in TASK.names:
         return Problem(line, post_id, f"{path.name}: label {label}", "expected 0, 1, hateful or not_hateful")
-    image = path.parent / str(fields["img"]) if fields.get("img") else None
+    images = image_list(fields.get("img"), 1)
+    image = path.parent / str(images[0]) if images else None
     extra = {key: value for key, value in fields.items() if key not in ("id", "text", "img", "label")}
     # a post without label can be neither learned from nor measured on
     extra |= {"published_split": name, "split": "pool" if label is None else split}
-    return Record(path, line, post_id, str(fields.get("text") or ""), image, label, _process(fields), extra)
+    text = text_of(fields.get("text"), "text")
+    return Record(path, line, post_id, text, image, label, _process(fields), extra)
 
 
 def _label(fields: dict[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, read_records
+from selftrain.data.importers.base import Importer, Record, Source, published_id, read_records
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
 from selftrain.data.task import load_task
@@ -66,7 +66,7 @@ def _records(splits: dict[Path, str], labels: dict[str, list[str]]) -> Iterator[
 def _record(
     path: Path, split: str, labels: dict[str, list[str]], line: int, row: dict[str, Any]
 ) -> Record | Problem:
-    name = row.get("file_name", "")
+    name = published_id(row.get("file_name"), "file_name")
     given = [row.get(kind) for kind in ("misogynous", *KINDS)]
     marks = [Names(_LABELS).find(mark) or mark for mark in given]
     if marks[0] is None and name in labels:

@@ -127,6 +127,44 @@ def test_harmeme_as_published(tmp_path):
     assert [path.name for path in posts["m_3"].images] == ["m_3.png"]
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("hateful-memes", {"id": None, "label": 0, "text": "x"}, "no id"),
+        ("hateful-memes", {"id": " ", "label": 0, "text": "x"}, "no id"),
+        ("hateful-memes", {"id": ["a"], "label": 0, "text": "x"}, "is a list, expected a text"),
+        ("hateful-memes", {"id": 3, "label": 0, "text": ["x"]}, "is a list, expected a text"),
+        ("hateful-memes", {"id": 3, "label": 0, "text": "x", "img": ["a", "b"]}, "2 images, at most 1"),
+        ("harmeme", {"id": None, "labels": ["not harmful"], "text": "x"}, "no id"),
+        ("harmeme", {"id": 3, "labels": ["not harmful"], "text": "x", "images": ["a", "b"]}, "2 images"),
+        ("harmeme", {"id": 3, "labels": ["very harmful", "aliens"], "text": "x"}, "targets ['aliens']"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_left_out_and_told(tmp_path, name, row, reason):
+    good = {"id": 1, "label": 0, "labels": ["not harmful"], "text": "good"}
+    _write_lines(tmp_path / "source" / "train.jsonl", good, row)
+    posts, done = _import(name, tmp_path / "source", tmp_path)
+    assert [*posts] == ["1"]
+    assert [(one.line, reason in one.reason) for one in done.skipped] == [(2, True)]
+
+
+def test_a_row_without_a_file_name_is_left_out_and_told(tmp_path):
+    header = "file_name\tmisogynous\tshaming\tstereotype\tobjectification\tviolence\tText Transcription\n"
+    rows = "a.jpg\t0\t0\t0\t0\t0\tgood\n\t0\t0\t0\t0\t0\tbad\n"
+    (tmp_path / "training.csv").write_text(header + rows)
+    posts, done = _import("mami", tmp_path / "training.csv", tmp_path, allow_missing_images=True)
+    assert [*posts] == ["a.jpg"]
+    assert [(one.line, one.reason) for one in done.skipped] == [(3, "training.csv: no file_name")]
+
+
+def test_one_picture_may_stand_alone_in_the_field_of_several(tmp_path):
+    row = {"id": "a", "images": "m.png", "labels": ["not harmful"], "text": "x"}
+    _write_lines(tmp_path / "source" / "train.jsonl", row)
+    _draw(tmp_path / "source" / "m.png")
+    posts, _ = _import("harmeme", tmp_path / "source", tmp_path)
+    assert [path.name for path in posts["a"].images] == ["m.png"]
+
+
 def test_sentiment140_as_published(tmp_path):
     path = tmp_path / "training.csv"
     path.write_bytes(
