@@ -19,7 +19,7 @@ from rich.text import Text
 
 from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
-from selftrain._util.spreadsheet import escape
+from selftrain._util.spreadsheet import ESCAPED, escape
 from selftrain.errors import DataError
 
 with deferred():
@@ -192,7 +192,7 @@ def encoder(target: str) -> Callable[[Sequence[Mapping[str, Any]], bool], list[s
 
     Of a CSV file the first line brings the names of the columns. Of a field that holds named values each
     becomes a column, FIELD.NAME; the first record tells the columns: records of one command are all alike.
-    No cell begins like a formula.
+    No cell begins like a formula; a last column says so to whoever reads the file here.
     """
     columns: list[str] = []
 
@@ -201,7 +201,7 @@ def encoder(target: str) -> Callable[[Sequence[Mapping[str, Any]], bool], list[s
         for named in map(_flat, records):
             row = {
                 escape(k): escape(value) if isinstance(value, str) else value for k, value in named.items()
-            }
+            } | {ESCAPED: ""}
             columns.extend([] if columns else row)
             text = StringIO()
             writer = csv.DictWriter(text, columns, quoting=csv.QUOTE_ALL, lineterminator="\n")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from selftrain._util.printable import first_of
-from selftrain._util.spreadsheet import escape
+from selftrain._util.spreadsheet import ESCAPED, escape
 from selftrain.data.columns import COLUMNS, PROCESS_PREFIX, spelled
 from selftrain.data.inline_pictures import is_kept
 from selftrain.data.manifest import recorded_pictures
 from selftrain.data.posts import Post
-from selftrain.data.tables import ESCAPED, JSON_LINES, JSON_MARK, column_name
+from selftrain.data.tables import JSON_LINES, JSON_MARK, column_name
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import replacing, write_bytes
 

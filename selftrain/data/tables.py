@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from selftrain._util.files import MAX_DEPTH, check_regular, is_deep, text_encoding
 from selftrain._util.object_urls import local_path
 from selftrain._util.printable import first_of, shorten
-from selftrain._util.spreadsheet import unescape
+from selftrain._util.spreadsheet import ESCAPED, unescape
 from selftrain.data.inline_pictures import is_picture
 from selftrain.errors import ManifestError
 from selftrain.store.objects import fetch_table
@@ -43,7 +43,6 @@ CSV = (".csv", ".tsv")
 SUFFIXES = (*JSON_LINES, *CSV, ".parquet")
 # marks Parquet columns whose values are JSON texts, because no one Arrow type holds them
 JSON_MARK = {b"selftrain": b"json"}
-ESCAPED = "selftrain.escaped"  # a column of CSV files whose cells are written as `spreadsheet.escape` does
 
 LISTED = "one JSON list"
 
