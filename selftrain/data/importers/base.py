@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from selftrain.data.tables import open_table
 from selftrain.data.task import Task, dump_task
 from selftrain.data.values import Names, RowError, text_of
 from selftrain.errors import ManifestError
+from selftrain.store.atomic import write_bytes
 
 IMAGES = "images"
 
@@ -162,15 +163,13 @@ def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
         writing.missing.append(image)
         return None
     place = writing.out / IMAGES / real.relative_to(root)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.exists():
-        if place.samefile(real):
-            return place
-        place.unlink()
-    try:
+    if place.exists() and place.samefile(real):
+        return place
+    with suppress(OSError):  # another file system, or one without links
+        place.parent.mkdir(parents=True, exist_ok=True)
         os.link(real, place)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(real, place)
+        return place
+    write_bytes(place, real.read_bytes())
     return place
 
 

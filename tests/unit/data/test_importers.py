@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from selftrain.data.importers import IMPORTERS, import_named
 from selftrain.data.manifest import read_manifest
 from selftrain.data.task import load_task
-from selftrain.errors import ManifestError
+from selftrain.errors import ManifestError, StorageError
 
 
 def _import(name, source, tmp_path, **options):
@@ -226,6 +228,20 @@ def test_importing_twice_changes_nothing(tmp_path):
     first, _ = _import("hateful-memes", source, tmp_path)
     again, _ = _import("hateful-memes", source, tmp_path)
     assert first == again
+
+
+def test_a_disk_that_is_full_is_named_by_what_could_not_be_written(tmp_path, monkeypatch):
+    _write_lines(tmp_path / "source" / "train.jsonl", {"id": 1, "img": "m.png", "label": 0, "text": "x"})
+    _draw(tmp_path / "source" / "m.png")
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("link", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(StorageError, match=r"the disk is full: .*/out/images/m.png .* Free some space"):
+        import_named("hateful-memes", tmp_path / "source", tmp_path / "out")
+    assert not [*(tmp_path / "out" / "images").iterdir()]
 
 
 def test_names_and_folders_that_are_not_there(tmp_path):
