@@ -42,9 +42,9 @@ from selftrain.data.model_answers import MISSING
 from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES, Post
 from selftrain.data.task import Question, Task, load_task
 from selftrain.engine.mapping import Engine
-from selftrain.errors import ManifestError, RecipeError, TaskError
+from selftrain.errors import RecipeError, TaskError
 from selftrain.panels import ModelServers, brief_of
-from selftrain.store.atomic import write_json
+from selftrain.store.atomic import check_not_read, write_json
 from selftrain.store.run_dir import read_jsonl
 
 SAMPLE = 16
@@ -414,13 +414,11 @@ def prepare_annotation(
 ) -> PreparedAnnotation:
     """Read and check everything; nothing is asked and nothing written.
 
-    TaskError, ManifestError, QuarantineError: what cannot be used, and what to do.
+    TaskError, ManifestError, QuarantineError, StorageError: what cannot be used, and what to do.
     """
     read_task = load_task(task)
     selected = select_questions(read_task, questions)
-    for given, what in ((manifest, "the manifest that is read"), (task, "the task")):
-        if out.resolve() == given.resolve() or (out.exists() and given.exists() and out.samefile(given)):
-            raise ManifestError(f"{out} is {what}; expected another file to write to: name one")
+    check_not_read(out, manifest, task)
     found = read_manifest(
         manifest, read_task, max_pixels=settings.max_pixels, max_images=MAX_ALBUM, columns=columns
     )

@@ -27,7 +27,7 @@ with deferred():
     from backbones import images
     from selftrain import config, panels
     from selftrain.act import select_models as selecting
-    from selftrain.data import manifest_writing
+    from selftrain.data import manifest_writing, run_posts
     from selftrain.data import task as tasks
     from selftrain.review import act_training, labelling, sampling
 
@@ -112,6 +112,8 @@ def select_models(
     the command line.
     """
     loaded = tasks.load_task(task)
+    if json_file not in (None, "-"):
+        atomic.check_not_read(Path(json_file), manifest, task)
     posts, unlabelled = labelling.read_labelled(
         manifest, loaded, labelled, seed, reading.named, tolerance=reading.tolerance()
     )
@@ -254,6 +256,7 @@ def export(folder: LabelDir, out: Annotated[Path, options.written("JSON lines, C
     reviewed sample, with a 95 % interval.
     """
     labels = labelling.LabelFolder(folder)
+    atomic.check_not_read(out, *run_posts.files_of(labels))
     found = labelling.mixed_posts(labels, tasks.load_task(labels.data_files().task))
     manifest_writing.write_manifest(found.posts, out)
     labels_of = f"{found.human:,} labels from review, {found.machine:,} of the machine"

@@ -21,6 +21,7 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.spreadsheet import ESCAPED, escape
 from selftrain.errors import DataError
+from selftrain.store import atomic
 
 with deferred():
     from selftrain.report import left_out as quarantined
@@ -161,8 +162,7 @@ def check_target(target: str, *read: Path, rows: int | None = None) -> None:
     out = Path(target)
     if rows is not None:
         _check_folder(out)
-    if out.exists() and any(one.exists() and one.samefile(out) for one in read):
-        raise DataError(f"{out} is a file that is read, and would be lost: name another for the output")
+    atomic.check_not_read(out, *read)
     if out.suffix.lower() in (".parquet", ".xlsx", ".xls", ".tsv"):
         raise DataError(
             f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"

@@ -22,6 +22,7 @@ from selftrain.errors import BudgetError, ExchangeError, LedgerError
 from selftrain.store import atomic
 
 with deferred():
+    from selftrain.data import run_posts
     from selftrain.review import labelling, ledger, sampling
     from selftrain.review.exchange import review_export, review_import
     from selftrain.review.page import review_server
@@ -189,9 +190,10 @@ def export(
             "--local-root is about pictures in Label Studio's local storage: add --pictures local-files, or"
             " leave it out"
         )
-    found = review_export.gather_tasks(
-        labelling.review_folder(run), hide_opinions=hide_opinions, everything=everything
-    )
+    folder = labelling.review_folder(run)
+    for written in (out,) if to == "csv" else (out, review_export.config_beside(out)):
+        atomic.check_not_read(written, *run_posts.files_of(folder))
+    found = review_export.gather_tasks(folder, hide_opinions=hide_opinions, everything=everything)
     if to == "csv":
         atomic.write_text(out, review_export.to_csv(found.tasks))
         echo(f"{out}: {len(found.tasks):,} posts; fill in label and reviewer")

@@ -49,6 +49,16 @@ def task_words(folder: RunFolder, classes: Sequence[str]) -> TaskWords:
     return TaskWords.of(task, classes)
 
 
+def files_of(folder: RunFolder) -> list[Path]:
+    """Return the files that a run, or a labelling, reads: its manifests and its task.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+    """
+    section = folder.recipe().get("data", {})
+    return [local_path(section[name]) for name in (*MANIFESTS, "task") if name in section]
+
+
 class FoundPost(NamedTuple):
     """A post as its manifest has it now."""
 

@@ -82,6 +82,22 @@ def check_regular(path: Path) -> None:
         )
 
 
+def check_not_read(path: Path, *read: Path) -> None:
+    """Refuse to write over one of the files that are read.
+
+    Raises:
+        StorageError: `path` is one of them.
+    """
+    if any(path.resolve() == one.resolve() or _is_same(path, one) for one in read):
+        raise StorageError(f"{path} is a file that is read, and would be lost: name another for the output")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    with suppress(OSError):  # one of them is not there
+        return path.samefile(other)
+    return False
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` with `data`."""
     with replacing(path, len(data)) as part:

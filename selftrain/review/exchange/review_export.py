@@ -91,9 +91,23 @@ def write_label_studio(
         opinions=any(task.opinions for task in found.tasks),
     )
     tasks = list(to_tasks(found.tasks, pictures=pictures, root=root))
-    beside = out.with_suffix(".xml")
+    beside = config_beside(out)
     atomic.write_text(beside, config)
     atomic.write_text(out, json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
+    return beside
+
+
+def config_beside(out: Path) -> Path:
+    """Return where the labelling configuration of a file of tasks goes.
+
+    Raises:
+        ExchangeError: The tasks would take its place.
+    """
+    beside = out.with_suffix(".xml")
+    if beside == out:
+        raise ExchangeError(
+            f"{out} is where the labelling configuration goes: name a file that ends in .json"
+        )
     return beside
 
 

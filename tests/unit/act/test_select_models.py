@@ -177,6 +177,16 @@ def test_the_command_prints_what_to_do(files, tmp_path, capsys):
     assert sum(len(model.asked) for model in models.values()) == calls  # paid for once
 
 
+@pytest.mark.parametrize("name", ["posts.jsonl", "task.toml"])
+def test_what_is_read_is_not_written_over(files, tmp_path, capsys, name):
+    command, models = files
+    before = (tmp_path / name).read_bytes()
+    assert main([*command, "--json", str(tmp_path / name)]) == 2
+    assert "is a file that is read, and would be lost" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before
+    assert not any(model.asked for model in models.values())
+
+
 def test_the_command_draws_posts_and_writes_json_to_standard_output(files, capsys):
     command, models = files
     options = [

@@ -629,8 +629,8 @@ def nothing(home):
         (bad_answers, [], "answer 'weather' to 'theme' is none of"),
         (reserved_name, [], "the name of the final question"),
         (other_table, [], "the field 'process_model' holds 'gpt'"),
-        (nothing, ["--out", "posts.jsonl"], "is the manifest that is read"),
-        (nothing, ["--out", "task.toml"], "is the task"),
+        (nothing, ["--out", "posts.jsonl"], "is a file that is read, and would be lost"),
+        (nothing, ["--out", "task.toml"], "is a file that is read, and would be lost"),
         (nothing, ["--out", "out.txt"], "ends in '.txt'"),
         (nothing, ["--out", "elsewhere/out.jsonl"], "lies outside the manifest's folder"),
         (nothing, ["--set", "vlm.image_side=99"], "add --recipe"),
@@ -654,7 +654,7 @@ def test_a_link_to_the_manifest_is_the_manifest(home, serve, capsys):
     serve()
     (home / "link.jsonl").hardlink_to(home / "posts.jsonl")
     assert main(command(home, out="link.jsonl")) == 2
-    assert "is the manifest that is read" in capsys.readouterr().err
+    assert "is a file that is read, and would be lost" in capsys.readouterr().err
 
 
 def test_no_server_is_told_with_what_to_do(home, capsys):

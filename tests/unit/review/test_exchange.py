@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from report_helpers import by_hand
+from review_helpers import labelling_of
 
 from selftrain.cli import main
 from selftrain.errors import ExchangeError, LedgerError
@@ -399,6 +400,26 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path, capsys, options, t
     assert main(["review", "export", str(tmp_path), *options, "--out", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over_what_the_review_is_about(tmp_path, capsys):
+    folder = labelling_of(tmp_path, CLASSES)
+    (tmp_path / "link.json").hardlink_to(tmp_path / "manifest.jsonl")
+    (tmp_path / "task.xml").symlink_to("task.toml")
+    before = {name: (tmp_path / name).read_bytes() for name in ("manifest.jsonl", "task.toml")}
+    lost = "is a file that is read, and would be lost"
+    for words, told in (
+        (["review", "export", folder.path, "--to", "csv", "--out", tmp_path / "manifest.jsonl"], lost),
+        (["review", "export", folder.path, "--to", "csv", "--out", tmp_path / "link.json"], lost),
+        (["review", "export", folder.path, "--to", "label-studio", "--out", tmp_path / "task.json"], lost),
+        (["review", "export", folder.path, "--to", "label-studio", "--out", tmp_path / "a.xml"], ".json"),
+        (["act", "export", folder.path, "--out", tmp_path / "manifest.jsonl"], lost),
+        (["act", "export", folder.path, "--out", tmp_path / "task.toml"], lost),
+    ):
+        assert main([*map(str, words)]) == 2
+        assert told in capsys.readouterr().err
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    assert not (tmp_path / "a.xml").exists()
 
 
 # ---------------------------------------------------------------- a real run
