@@ -14,7 +14,7 @@ from selftrain.data.manifest import Problem
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.tables import open_table
-from selftrain.data.task import Task, dump_task
+from selftrain.data.task import Task, dump_task, load_task
 from selftrain.data.values import Names, RowError, text_of
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import write_bytes
@@ -95,7 +95,8 @@ def import_dataset(
         decode_entities: Write ``&amp;`` and its kin as the characters that they stand for.
 
     Raises:
-        ManifestError: The files are not there, images are missing, or no row can be used.
+        ManifestError: The files are not there, images are missing, no row can be used, or `out` has another
+            task.
         OSError: The disk refuses.
     """
     if not source.exists():
@@ -103,6 +104,12 @@ def import_dataset(
             f"{source} does not exist; expected the files of {importer.summary}: give their folder"
         )
     read = importer.read(source)
+    manifest, task = Path(out) / "manifest.jsonl", Path(out) / "task.toml"
+    if task.exists() and load_task(task) != read.task:
+        raise ManifestError(
+            f"{task} is another task than that of {importer.name}, and may have been edited: move it away, or"
+            " name another folder"
+        )
     root = (source if source.is_dir() else source.parent).resolve()
     writing = _Writing(Path(out), allow_missing_images, decode_entities)
     posts = list(_posts(read.records, root, writing))
@@ -114,7 +121,6 @@ def import_dataset(
     if not posts:
         first = f"first: {writing.skipped[0].reason}" if writing.skipped else "it is empty"
         raise ManifestError(f"{source} holds no usable row, {len(writing.skipped):,} were left out; {first}")
-    manifest, task = writing.out / "manifest.jsonl", writing.out / "task.toml"
     write_manifest(posts, manifest)
     dump_task(read.task, task)
     return ImportedDataset(

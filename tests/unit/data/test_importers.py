@@ -244,6 +244,19 @@ def test_a_disk_that_is_full_is_named_by_what_could_not_be_written(tmp_path, mon
     assert not [*(tmp_path / "out" / "images").iterdir()]
 
 
+@pytest.mark.parametrize("name", ["hateful-memes", "harmeme"])
+def test_a_task_that_was_edited_stays(tmp_path, name):
+    row = {"id": 1, "label": 0, "labels": ["not harmful"], "text": "x"}
+    _write_lines(tmp_path / "source" / "train.jsonl", row)
+    for _ in range(2):
+        done = import_named(name, tmp_path / "source", tmp_path / "out")
+    edited = done.task.read_text().replace('policy = "', 'policy = "Mine: ')
+    done.task.write_text(edited)
+    with pytest.raises(ManifestError, match="may have been edited: move it away"):
+        import_named(name, tmp_path / "source", tmp_path / "out")
+    assert done.task.read_text() == edited
+
+
 def test_names_and_folders_that_are_not_there(tmp_path):
     with pytest.raises(ManifestError, match=r"'fhm'; expected one of \['harmeme'"):
         import_named("fhm", tmp_path, tmp_path / "out")
