@@ -110,7 +110,10 @@ class Columns:
             self._check_header(path, header)
 
     def field(self, name: str) -> tuple[str | None, bool]:
-        """Return the field, or None, and whether the name leaves no choice."""
+        """Return the field, or None, and whether the name is the field's own: then it leaves no choice.
+
+        None for such a name is that of a field which another column was given for.
+        """
         found = self._known.get(name)
         if found is None:
             if len(self._known) > 10_000:  # rows whose keys are data
@@ -126,7 +129,7 @@ class Columns:
         if not exact:
             field = spelled(name) or ""
         taken = field in self._given.values() or (not exact and field in (self._header or ()))
-        return (None, False) if taken or not field else (field, exact)
+        return (None if taken or not field else field, exact)
 
     def reached(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row with what the given columns reach in its objects and lists."""

@@ -31,7 +31,6 @@ from selftrain._util.object_urls import local_path, url_of, url_or_path
 from selftrain._util.printable import shorten
 from selftrain._util.types import Json
 from selftrain.data.columns import (
-    COLUMNS,
     PROCESS_PREFIX,
     SPLIT,
     Columns,
@@ -249,9 +248,11 @@ class Rows:
                 self._fields[field] += 1
             elif holds_picture(value):
                 self._note(f"unread {name}", f"column {name!r} is left out: it holds bytes")
+            elif exact:
+                given = self.columns.column_of(name)
+                self._note(f"unread {name}", f"column {name!r} is left out: {given!r} is read as {name}")
             else:
-                if name not in COLUMNS:  # else --column has put another in its place
-                    extra[name] = value
+                extra[name] = value
                 if len(self._unread) < 1000:
                     self._unread[name] += 1
                 inner = value if isinstance(value, dict) else ()

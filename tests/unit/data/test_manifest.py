@@ -116,6 +116,21 @@ def test_a_good_row_is_read_whole(folder):
     )
 
 
+@pytest.mark.parametrize("first", ["fold", "split"])
+def test_a_column_that_another_was_given_for_is_left_out_and_told(folder, first):
+    row = {"id": "a", first: "", "text": "old", "new": "new", "split": "train", "fold": "test"}
+    row |= {"process.link": "no", "linked": "yes"}
+    given = {"text": "new", "split": "fold", "process.link": "linked"}
+    report = _lines(folder, row, columns=given)
+    assert [(post.text, post.process, post.extra) for post in report.posts] == [
+        ("new", {"link": "yes"}, {"split": "test"})
+    ]
+    told = [note.reason for note in report.notes]
+    for field, column in given.items():
+        assert f"column {field!r} is left out: {column!r} is read as {field}" in told
+    assert not any(note.startswith("kept, but not read") for note in told)
+
+
 def test_nan_is_an_absent_value_in_every_format(folder):
     report = _lines(folder, b'{"id": "r", "text": "x", "score": NaN}')
     assert (report.posts[0].extra, report.problems) == ({}, ())
