@@ -89,7 +89,8 @@ class Columns:
         header: All columns, where they are known beforehand.
 
     Raises:
-        ManifestError: A field that is none, a column that the header lacks, or no column for the id.
+        ManifestError: A field that is none, one column for two fields, a column that the header lacks, or no
+            column for the id.
     """
 
     def __init__(self, path: Path, given: Mapping[str, str], header: Sequence[str] | None) -> None:
@@ -102,6 +103,12 @@ class Columns:
                 " equals sign, and the name of your column after it"
             )
         self._given = {column: field for field, column in given.items()}
+        for field, column in given.items():
+            if (other := self._given[column]) != field:
+                raise ManifestError(
+                    f"--column {field}={column} and {other}={column}: expected a column for each field, leave"
+                    " one of the two out"
+                )
         self._header = None if header is None else frozenset(header)
         self._known: dict[str, tuple[str | None, bool]] = {}
         self.missing = set(self._given)  # columns that were given, and not met so far

@@ -131,6 +131,11 @@ def test_a_column_that_another_was_given_for_is_left_out_and_told(folder, first)
     assert not any(note.startswith("kept, but not read") for note in told)
 
 
+def test_a_column_is_of_one_field(folder):
+    with pytest.raises(ManifestError, match="label=x and text=x: expected a column for each field"):
+        _lines(folder, {"id": "a", "x": "spam"}, columns={"label": "x", "text": "x"})
+
+
 def test_nan_is_an_absent_value_in_every_format(folder):
     report = _lines(folder, b'{"id": "r", "text": "x", "score": NaN}')
     assert (report.posts[0].extra, report.problems) == ({}, ())
