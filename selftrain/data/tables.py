@@ -743,7 +743,7 @@ def _parquet_table(path: Path, file: IO[bytes], source: Path | IO[bytes], notes:
         schema = opened.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(
-            f"{path} is not a Parquet file that can be read: {error}; convert it or give another"
+            f"{path} is not a Parquet file that can be read: {_line(error)}; convert it or give another"
         ) from error
     _check_count(path, len(schema.names))
     check_names(path, schema.names)
@@ -769,7 +769,14 @@ def _parquet_rows(
                         number, dict(zip(batch.schema.names, values, strict=True)), encoded, notes
                     )
         except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{path} is damaged after row {number}: {error}; write it again") from error
+            raise ManifestError(
+                f"{path} is damaged after row {number}: {_line(error)}; write it again"
+            ) from error
+
+
+def _line(error: Exception) -> str:
+    """Return in one line what Arrow writes in several."""
+    return " ".join(str(error).split())
 
 
 def _check_parquet(path: Path, opened: pq.ParquetFile) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -229,9 +231,6 @@ def test_a_missing_file_and_an_empty_one(tmp_path):
 
 
 def test_parquet_of_others(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pa.table(
         {
             "id": pa.array([3, 4]),
@@ -244,6 +243,15 @@ def test_parquet_of_others(tmp_path):
     first, second = read_manifest(tmp_path / "posts.parquet", TASK).posts
     assert (first.id, first.process, first.extra) == ("3", {"link": "yes"}, {})
     assert (second.id, second.process, second.extra) == ("4", {}, {"score": 0.5})
+
+
+def test_damage_of_a_parquet_file_is_told_in_a_line(folder):
+    path = folder / "posts.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["x"]}), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40] + b"\xff" * 20 + whole[60:])
+    with pytest.raises(ManifestError, match=r"is damaged after row 0: [^\n]+; write it again$"):
+        read_manifest(path)
 
 
 def test_enforcing_counts_and_shares(folder):
