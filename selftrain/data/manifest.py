@@ -724,11 +724,13 @@ class ManifestReport:
         """Stop when more rows were set aside than tolerated; else warn of what may be meant otherwise.
 
         Raises:
+            ManifestError: There is no row at all.
             QuarantineError: As `Tolerance.check`.
         """
-        bad = max(self.set_aside, len(self.problems))
+        if not self.rows:
+            raise ManifestError(f"{url_or_path(self.path)} holds no rows: write at least one post into it")
         lines = (*describe(self.problems), *self.hints)
-        tolerance.check(bad, self.rows, lines, what="rows", where=f"{self.path}: ")
+        tolerance.check(self.set_aside, self.rows, lines, what="rows", where=f"{self.path}: ")
         for hint in self.hints:
             _LOG.warning("%s: %s", self.path, hint.strip())
 

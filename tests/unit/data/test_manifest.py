@@ -227,7 +227,13 @@ def test_a_missing_file_and_an_empty_one(tmp_path):
         read_manifest(tmp_path / "none.jsonl")
     path = tmp_path / "empty.jsonl"
     path.touch()
-    assert read_manifest(path).problems[0].reason == "the file holds no rows"
+    report = read_manifest(path)
+    assert report.problems[0].reason == "the file holds no rows"
+    for tolerance in (Tolerance(), Tolerance(None, None)):  # of no rows none can be tolerated
+        with pytest.raises(
+            ManifestError, match=r"empty\.jsonl holds no rows: write at least one post into it$"
+        ):
+            report.enforce(tolerance)
 
 
 def test_parquet_of_others(tmp_path):
