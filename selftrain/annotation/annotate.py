@@ -60,6 +60,7 @@ class AnnotationSettings(NamedTuple):
     seed: int = 0  # of the model's draws
     tolerance: Tolerance = Tolerance()  # of rows set aside
     max_pixels: int = MAX_PIXELS  # the largest width x height that an image's header may claim
+    columns: Mapping[str, str] = {}  # field -> column of the manifest, where that is called otherwise
 
 
 def annotation_settings(
@@ -77,8 +78,9 @@ def annotation_settings(
         read = load_recipe(recipe, overrides)
         limits = read.data
         settings = AnnotationSettings(
-            read.vlm, read.seed, Tolerance(limits.max_bad_rows, limits.max_bad_share), limits.max_image_pixels
-        )
+            read.vlm, read.seed, Tolerance(limits.max_bad_rows, limits.max_bad_share),
+            limits.max_image_pixels, limits.columns,
+        )  # fmt: skip
     changed = {"servers": tuple(servers)} if servers else {}
     capped = {} if token_cap is None else {"token_cap": token_cap}
     section = settings.vlm.model_copy(update=changed | capped)
@@ -420,8 +422,9 @@ def prepare_annotation(
     selected = select_questions(read_task, questions)
     check_not_read(out, manifest, task)
     found = read_manifest(
-        manifest, read_task, max_pixels=settings.max_pixels, max_images=MAX_ALBUM, columns=columns
-    )
+        manifest, read_task, max_pixels=settings.max_pixels, max_images=MAX_ALBUM,
+        columns={**settings.columns, **(columns or {})},
+    )  # fmt: skip
     found.enforce(settings.tolerance)
     check_writable(found.posts, out)
     planned = plan_questions(

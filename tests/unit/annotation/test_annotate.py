@@ -34,7 +34,7 @@ from agents.client.base import Completion, Usage
 from agents.errors import ServerLostError, ServerRefusedError
 from agents.judgment import State
 from selftrain.agentps.frames import chosen, read_frames
-from selftrain.annotation.annotate import plan_questions
+from selftrain.annotation.annotate import annotation_settings, plan_questions, prepare_annotation
 from selftrain.annotation.answers import known_answers, read_given
 from selftrain.cli import main
 from selftrain.cli.options import Workers
@@ -648,6 +648,22 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(
     assert complaint in capsys.readouterr().err
     assert backend.opened == 0
     assert (home / "posts.jsonl").read_bytes() == before
+
+
+def test_the_columns_of_a_recipe_count_and_the_option_goes_before(home):
+    given = [dict(row) for row in rows(home / "posts.jsonl").values()]
+    renamed = [{"tweet": one.pop("id"), **one} for one in given]
+    (home / "posts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in renamed))
+    recipe = home / "recipe.toml"
+    for column, more in (("tweet", None), ("nothing", {"id": "tweet"})):
+        recipe.write_text(
+            f'data = {{ manifest = "posts.jsonl", task = "task.toml", columns = {{ id = "{column}" }} }}\n'
+        )
+        settings = annotation_settings(recipe, ["http://127.0.0.1:9"])
+        found = prepare_annotation(
+            home / "posts.jsonl", home / "task.toml", home / "out.jsonl", settings, columns=more
+        )
+        assert [post.id for post in found.manifest.posts] == [one["tweet"] for one in renamed]
 
 
 def test_a_link_to_the_manifest_is_the_manifest(home, serve, capsys):
