@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from losses.act import act_loss as act_loss
     from losses.act import act_variance as act_variance
     from losses.act import act_weights as act_weights
-    from losses.act import equals_mixed_labels as equals_mixed_labels
     from losses.act import non_negative as non_negative
     from losses.against_rest import AgainstRest as AgainstRest
     from losses.base import BatchError as BatchError
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "act": (
-        "ACTWeights", "act_cross_entropy", "act_loss", "act_variance", "act_weights", "equals_mixed_labels",
-        "non_negative",
+        "ACTWeights", "act_cross_entropy", "act_loss", "act_variance", "act_weights", "non_negative",
     ),
     "against_rest": ("AgainstRest",),
     "base": (

@@ -8,7 +8,8 @@ and pi the probability with which it was chosen for review::
 E[delta] = pi, so E[L] = 1/N sum l_h, the loss of a fully human-labelled set, whatever the machine errs, as
 long as pi > 0 for every post. Where pi = 0 is possible (the threshold rule) that does not hold: the reviewed
 posts have pi = 1, and the loss is plainly the one on mixed labels, human where there is one and machine
-elsewhere (`equals_mixed_labels`). Single terms may be negative: only their sum is a loss.
+elsewhere: as biased as the labels that nobody looked at are wrong. Single terms may be negative: only their
+sum is a loss.
 
 Sources: "ACT as Human" (arXiv 2511.09833), lambda = 1; Zrnic and Candès, "Active statistical inference" (ICML
 2024), lambda as power tuning.
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import BatchError, LossOutput, SettingError
+from losses.base import BatchError, LossOutput, SettingError, is_number
 
 
 class ACTWeights(NamedTuple):
@@ -47,7 +48,7 @@ def act_loss(
     power: float = 1.0,
     size: float | None = None,
 ) -> LossOutput:
-    """Return the ACT loss of any per-post loss.
+    """Return the ACT loss of any per-post loss, in float32 at least.
 
     Its parts are "machine", the mean of lambda l_m, "correction", the mean of (l_h - lambda l_m) delta / pi
     (loss = machine + correction), and "reviewed", how many posts of the batch have delta = 1.
@@ -104,7 +105,7 @@ def act_cross_entropy(
     power: float = 1.0,
     size: float | None = None,
 ) -> LossOutput:
-    """`act_loss` with the cross-entropy of K classes, in float32 at least.
+    """`act_loss` with the cross-entropy of K classes.
 
     Args:
         logits: z [B, K], K >= 2, any floating type. Logits that are not finite give a loss that is not:
@@ -152,7 +153,7 @@ def act_weights(reviewed: Tensor, inclusion: Tensor, *, power: float = 1.0) -> A
 
     The arguments, and what is raised, are those of `act_loss`.
     """
-    if not (math.isfinite(power) and power >= 0):
+    if not (is_number(power) and math.isfinite(power) and power >= 0):
         raise SettingError(f"power is {power}: expected a finite number >= 0; 1 is the published loss")
     _check_shapes({"inclusion": inclusion}, reviewed)
     _check_inclusion(reviewed, inclusion)
@@ -183,15 +184,6 @@ def non_negative(parts: Tensor, whole: Tensor, *, gamma: float = 1.0) -> Tensor:
     return slope + (value - slope).detach()
 
 
-def equals_mixed_labels(reviewed: Tensor, inclusion: Tensor) -> bool:
-    """Whether the loss (lambda 1) is exactly that on mixed labels: human where reviewed, machine elsewhere.
-
-    So it is when every reviewed post has pi = 1, as under the threshold rule. It is then as biased as the
-    labels that nobody looked at are wrong.
-    """
-    return bool((inclusion[reviewed] == 1.0).all())
-
-
 def act_variance(machine: Tensor, human: Tensor, inclusion: Tensor, *, power: float = 1.0) -> Tensor:
     """Var(L) = 1/N^2 sum (l_h - lambda l_m)^2 (1 - pi) / pi, a scalar [], of independent delta ~ Ber(pi).
 
@@ -211,9 +203,10 @@ def act_variance(machine: Tensor, human: Tensor, inclusion: Tensor, *, power: fl
 def _combined(
     machine: Tensor, human: Tensor, reviewed: Tensor, weights: ACTWeights, *, power: float, size: float | None
 ) -> LossOutput:
-    divisor = float(machine.numel()) if size is None else float(size)
-    if not (math.isfinite(divisor) and divisor > 0):
-        raise SettingError(f"size is {divisor}: expected a number > 0, the same for every batch")
+    divisor = machine.numel() if size is None else size
+    if not (is_number(divisor) and math.isfinite(divisor) and divisor > 0):
+        raise SettingError(f"size is {divisor!r}: expected a number > 0, the same for every batch")
+    machine, human = (one if one.dtype == torch.float64 else one.float() for one in (machine, human))
     # `where` and not a product: a NaN where nobody looked would make NaN of 0 times it, and of its gradient
     seen = torch.where(reviewed, human, 0.0)
     loss = (weights.machine * machine + weights.human * seen).sum() / divisor

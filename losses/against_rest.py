@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from losses.base import LossOutput, RoundLoss
+from losses.base import BatchError, LossOutput, RoundLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ class AgainstRest:
 
     def __call__(self, logits: Tensor, groups: Tensor, targets: Tensor) -> LossOutput:
         """See `ClassLoss`; a part is the mean of the classes' parts of that name."""
+        self._check(logits, groups, targets)
+        if logits.dtype != torch.float64:
+            logits = logits.float()  # log-odds of half precision would be rounded before any loss sees them
         first = logits.shape[1] - len(self.losses)
         parts = [
             loss(_against_rest(logits, first + column), groups[:, column], targets[:, column])
@@ -59,6 +62,16 @@ class AgainstRest:
             torch.stack([one.loss for one in parts]).mean(),
             {name: torch.stack([one.parts[name] for one in parts]).mean() for name in parts[0].parts},
         )
+
+    def _check(self, logits: Tensor, groups: Tensor, targets: Tensor) -> None:
+        found = [tuple(one.shape) for one in (logits, groups, targets)]
+        columns = len(self.losses)
+        wide = len(found[0]) == 2 and found[0][1] == max(columns, 2)
+        if not wide or found[1:] != [(found[0][0], columns)] * 2:
+            raise BatchError(
+                f"logits, groups and targets have shapes {found}: expected logits [B, {max(columns, 2)}], and"
+                f" [B, {columns}] for the two others"
+            )
 
 
 def _against_rest(logits: Tensor, place: int) -> Tensor:

@@ -6,6 +6,7 @@ against the rest: of two classes the positive one alone, since the other is its 
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -28,6 +29,11 @@ class BatchError(LossError, ValueError):
 
 class PriorEstimateError(LossError, ValueError):
     """A quantity that cannot be estimated from what was given."""
+
+
+def is_number(found: object) -> bool:
+    """Whether a setting is a real number; those of NumPy are, true and false are not."""
+    return isinstance(found, numbers.Real) and not isinstance(found, bool)
 
 
 class Group(IntEnum):

@@ -38,11 +38,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import BatchError, Group, LossOutput, SettingError, SupportsArray
+from losses.base import BatchError, Group, LossOutput, SettingError, SupportsArray, is_number
 
 LAMBDA_U = 0.1
 AGREED_WEIGHT = 0.5
@@ -157,7 +158,7 @@ class PNULoss:
             filled = replace(filled, agreed="likelihood")
         if self.lambda_soft is not None or self.form == "convex":
             return filled
-        counts = torch.bincount(torch.as_tensor(groups), minlength=len(Group)).tolist()
+        counts = np.bincount(np.asarray(groups, np.int64), minlength=len(Group)).tolist()
         agreed = counts[Group.AGREED_POSITIVE] + counts[Group.AGREED_NEGATIVE]
         labelled = counts[Group.POSITIVE] + counts[Group.NEGATIVE]
         weight = AGREED_WEIGHT if evidence_weight is None else evidence_weight
@@ -189,7 +190,7 @@ class PNULoss:
         """Check a batch and compute its surrogate losses, in float32 at least."""
         _check_shapes(logits, groups, targets, weights)
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        groups = groups.to(wide.device)
+        groups = groups.to(wide.device).long()
         agreed = (groups == Group.AGREED_POSITIVE) | (groups == Group.AGREED_NEGATIVE)
         if targets is None:
             negative = groups == Group.AGREED_NEGATIVE
@@ -266,7 +267,7 @@ def _choice(name: str, found: str, known: tuple[str, ...]) -> None:
 
 
 def _between(name: str, found: float, low: float, high: float, *, open_ends: bool = False) -> None:
-    inside = low < found < high if open_ends else low <= found <= high
+    inside = is_number(found) and (low < found < high if open_ends else low <= found <= high)
     if not (inside and math.isfinite(found)):
         written = f"one in [{low:g}, {high:g}]" if math.isfinite(high) else f"a finite number >= {low:g}"
         if open_ends:

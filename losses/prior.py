@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from losses.base import PriorEstimateError, SettingError, SupportsArray
+from losses.base import PriorEstimateError, SettingError, SupportsArray, is_number
 
 BOUNDS = (0.05, 0.95)
 """Where an estimate is cut: PU and NU risks with a prior near 0 or 1 stop using one of their sides."""
@@ -46,11 +47,13 @@ def estimate_prior(
 
     Raises:
         SettingError: A training prior outside (0, 1).
-        PriorEstimateError: No probabilities, or one outside [0, 1].
+        PriorEstimateError: No probabilities, one outside [0, 1], or several of each post.
     """
-    if not 0.0 < training_prior < 1.0:
+    if not (is_number(training_prior) and 0.0 < training_prior < 1.0):
         raise SettingError(f"training_prior is {training_prior}: expected a number strictly between 0 and 1")
-    positive = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu().reshape(-1)
+    if not isinstance(probabilities, Tensor):
+        probabilities = np.array(probabilities, np.float64)  # a copy: torch reads not every array in place
+    positive = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu()
     _check(positive)
     # likelihood ratios up to a common factor: p(x|positive) and p(x|negative) by Bayes' rule
     positive, negative = positive / training_prior, (1.0 - positive) / (1.0 - training_prior)
@@ -66,6 +69,10 @@ def estimate_prior(
 
 
 def _check(probabilities: Tensor) -> None:
+    if probabilities.ndim != 1:
+        raise PriorEstimateError(
+            f"probabilities have shape {tuple(probabilities.shape)}: expected [M], P(positive) of each post"
+        )
     if probabilities.numel() == 0:
         raise PriorEstimateError(
             "0 probabilities: expected at least one; without divergent posts use balance 0"

@@ -9,7 +9,7 @@ Shape legend: ``B`` posts, ``Q`` questions (the final one among them, last), ``K
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,6 +81,7 @@ def process_loss(
     """
     factors = _factors(weights, len(logits))
     _check(logits, targets, signed=signed)
+    _check_by_answer(logits, {"answer_weights": answer_weights, "whole": whole})
     # a bit of every logit, so that a head nobody answered still has a gradient, of zero
     loss = sum((one.float().sum() * 0.0 for one in logits), start=torch.zeros((), device=logits[0].device))
     sums, known = [], []
@@ -93,7 +94,7 @@ def process_loss(
             found = found * answer_weights[q]
         posts = float(len(scores)) if denominators is None else _denominator(denominators, q, len(logits))
         loss = loss + factors[q] * found.sum() / (posts or 1.0)  # 0: nobody answers, and the sum is 0
-        known.append(wanted.detach().sum(1).round().sum())
+        known.append(wanted.detach().float().sum(1).round().sum())
     return ProcessOutput(loss, torch.stack(sums), torch.stack(known))
 
 
@@ -125,6 +126,14 @@ def _denominator(denominators: Sequence[float], question: int, questions: int) -
             f"the denominators are {list(denominators)}; expected {questions} finite numbers >= 0"
         )
     return float(denominators[question])
+
+
+def _check_by_answer(logits: Sequence[Tensor], given: Mapping[str, Sequence[Tensor] | None]) -> None:
+    wanted = [(one.shape[1],) for one in logits]
+    for name, tensors in given.items():
+        found = wanted if tensors is None else [tuple(one.shape) for one in tensors]
+        if found != wanted:
+            raise BatchError(f"{name} of shapes {found}; expected {wanted}, a number for each answer")
 
 
 def _check(logits: Sequence[Tensor], targets: Sequence[Tensor], *, signed: bool) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from losses import BatchError, SettingError, act_cross_entropy, act_loss, act_variance, equals_mixed_labels
+from losses import BatchError, SettingError, act_cross_entropy, act_loss, act_variance
 from losses.act import act_weights, non_negative
 
 NAN = float("nan")
@@ -113,9 +113,7 @@ def test_pi_of_one_is_the_cross_entropy_of_mixed_labels():
     inclusion = reviewed.double()  # the threshold rule: 1 or 0
     mixed = torch.where(reviewed, human, machine)
     found = act_cross_entropy(logits, machine, human, reviewed, inclusion).loss
-    assert equals_mixed_labels(reviewed, inclusion)
     assert float(found) == pytest.approx(float(F.cross_entropy(logits, mixed)), rel=1e-12)
-    assert not equals_mixed_labels(reviewed, torch.full_like(inclusion, 0.5))
 
 
 # ---------------------------------------------------------------- gradients
@@ -248,3 +246,23 @@ def test_value_and_gradient_of_the_non_negative_form_are_those_of_nnpu():
 def test_it_is_the_loss_itself_where_no_sum_is_negative():
     parts = torch.rand(4, requires_grad=True)
     assert torch.equal(non_negative(parts, torch.ones(4)), parts)
+
+
+@pytest.mark.parametrize("wrong", ["1", None, True, torch.tensor(1.0)])
+def test_a_setting_that_is_no_number_is_refused(wrong):
+    given = floats(1, 2), floats(1, 2), torch.tensor([True, False]), floats(0.5, 1)
+    with pytest.raises(SettingError, match=r"power is .*: expected a finite number >= 0"):
+        act_loss(*given, power=wrong)
+    with pytest.raises(SettingError, match="power is"):
+        act_weights(*given[2:], power=wrong)
+    if wrong is not None:  # of the size: that of the batch
+        with pytest.raises(SettingError, match=r"size is .*: expected a number > 0"):
+            act_loss(*given, size=wrong)
+
+
+def test_losses_of_half_precision_are_added_up_in_float32():
+    machine = torch.full((2000,), 60.0, dtype=torch.float16)
+    nobody = torch.zeros(2000, dtype=torch.bool)
+    found = act_loss(machine, None, nobody, torch.ones(2000))
+    assert float(found.loss) == float(found.parts["machine"]) == 60  # 120,000 is no float16
+    assert found.loss.dtype == found.parts["reviewed"].dtype == torch.float32

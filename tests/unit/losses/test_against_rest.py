@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pnu_reference import reference_loss
 
-from losses import AgainstRest, Group, PNULoss
+from losses import AgainstRest, BatchError, Group, PNULoss
 
 FORMS = ("weighted", "convex", "sakai", "nnpu", "upu", "pn")
 KINDS = ("labelled", "agreed", "divergent")
@@ -100,3 +100,39 @@ def test_the_gradient_moves_probability_to_the_labelled_class():
     AgainstRest((PNULoss(form="pn"),) * 4)(z, groups, torch.zeros(1, 4)).loss.backward()
     assert z.grad[0].argmin() == 2
     assert z.grad.sum().item() == pytest.approx(0, abs=1e-6)  # what all logits share changes nothing
+
+
+@pytest.mark.parametrize(
+    ("logits", "groups", "targets", "columns"),
+    [
+        ((4, 2), (4, 2), (4, 2), 1),  # of two classes one is set against the other
+        ((4,), (4,), (4,), 1),
+        ((4, 1), (4, 1), (4, 1), 1),
+        ((4, 2), (4, 3), (4, 3), 3),
+        ((4, 3), (4, 1), (4, 1), 1),
+        ((4, 3), (4, 3), (4, 1), 3),
+        ((4, 3), (5, 3), (5, 3), 3),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(logits, groups, targets, columns):
+    loss = AgainstRest((PNULoss(),) * columns)
+    with pytest.raises(BatchError, match=r"logits, groups and targets have shapes .*: expected logits \[B"):
+        loss(torch.zeros(logits), torch.zeros(groups, dtype=torch.long), torch.zeros(targets))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_log_odds_of_half_precision_are_computed_in_float32(kind):
+    (
+        logits,
+        groups,
+        targets,
+    ) = torch.tensor([[9.0, 8.5, -60000], [3, 2, 1]]).to(kind), *two_posts()
+    loss = AgainstRest((PNULoss(),) * 3)
+    found = loss(logits, groups, targets).loss
+    assert found.dtype == torch.float32
+    assert torch.equal(found, loss(logits.float(), groups, targets).loss)
+    assert math.isfinite(found)
+
+
+def two_posts():
+    return torch.tensor([[1, 0, 1], [0, 1, 1]]), torch.zeros(2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,11 @@ def test_an_empty_batch_is_zero_and_can_be_descended(form):
         ({"soft_positive": -0.1}, r"soft_positive is -0.1"),
         ({"beta": -0.1}, r"beta is -0.1"),
         ({"gamma": 2.0}, r"gamma is 2.0"),
+        ({"theta": "estimate"}, r"theta is estimate: expected a number strictly between 0 and 1"),
+        ({"theta": torch.tensor(0.5)}, r"theta is .*: expected a number"),
+        ({"balance": "1"}, r"balance is 1: expected one in"),
+        ({"balance": True}, r"balance is True"),
+        ({"lambda_u": None}, r"lambda_u is None: expected a finite number"),
         ({"form": "nnpu", "balance": 0.0}, r"balance is 0 under form 'nnpu'"),
         ({"form": "convex", "lambda_soft": 0.5}, r"lambda_soft is 0.5 under form 'convex'"),
         ({"form": "sakai", "lambda_u": 0.5}, r"lambda_u is 0.5 under form 'sakai'"),
@@ -130,6 +136,12 @@ def test_bad_batches_are_refused(arguments, message):
         PNULoss()(**{"logits": torch.tensor(LOGITS), "groups": GROUPS, **arguments})
     assert isinstance(caught.value, LossError)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_groups_are_integers_of_any_kind(kind):
+    expected = PNULoss()(torch.tensor(LOGITS), GROUPS).loss
+    assert torch.equal(PNULoss()(torch.tensor(LOGITS), GROUPS.to(kind)).loss, expected)
 
 
 # ---------------------------------------------------------------- what a round sets
@@ -200,3 +212,18 @@ def test_evidence_pulls_towards_what_it_says_and_an_even_one_nowhere(target):
 def test_before_a_round_the_open_settings_are_one_half_and_one():
     z = torch.tensor(LOGITS)
     assert torch.equal(PNULoss()(z, GROUPS).loss, PNULoss(theta=0.5, lambda_soft=1.0)(z, GROUPS).loss)
+
+
+@pytest.mark.filterwarnings("error")
+def test_groups_of_a_round_are_any_array_of_integers():
+    groups = np.array([0, 1, 2, 4, 2])
+    expected = PNULoss().for_round(groups, lambda: 0.3)
+    groups.setflags(write=False)
+    for one in (
+        groups,
+        groups[::-1],
+        groups.astype(np.uint8),
+        groups.tolist(),
+        torch.tensor([0, 1, 2, 4, 2]),
+    ):
+        assert PNULoss().for_round(one, lambda: 0.3) == expected

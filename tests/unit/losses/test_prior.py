@@ -71,3 +71,23 @@ def test_a_training_prior_out_of_range_is_refused(training_prior):
 def test_probabilities_that_are_none_are_refused(probabilities, message):
     with pytest.raises(PriorEstimateError, match=message):
         estimate_prior(probabilities, 0.5)
+
+
+def test_both_columns_of_a_classifier_are_no_probabilities_of_one_class():
+    with pytest.raises(PriorEstimateError, match=r"shape \(2, 2\): expected \[M\], P\(positive\)"):
+        estimate_prior([[0.2, 0.8], [0.6, 0.4]], 0.5)
+
+
+@pytest.mark.parametrize("wrong", ["0.5", None, True])
+def test_a_training_prior_that_is_no_number_is_refused(wrong):
+    with pytest.raises(SettingError, match=r"training_prior is .*: expected a number strictly"):
+        estimate_prior([0.5], wrong)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_torch_reads_only_as_copies_are_read():
+    array = np.array([0.2, 0.6, 0.7])
+    expected = estimate_prior(array.tolist(), 0.5)
+    array.setflags(write=False)
+    assert estimate_prior(array, 0.5) == expected
+    assert estimate_prior(array[::-1], 0.5) == pytest.approx(expected, abs=1e-9)

@@ -222,3 +222,20 @@ def test_answers_weigh_as_they_are_told_hard_and_soft():
         assert found.sums.tolist() == process_loss(logits, [target]).sums.tolist()
     even = process_loss(logits, [soft], answer_weights=[torch.ones(3)])
     assert even.loss.item() == process_loss(logits, [soft]).loss.item()
+
+
+@pytest.mark.parametrize("name", ["answer_weights", "whole"])
+@pytest.mark.parametrize("shapes", [(3,), (3, 1), (3, 3, 2), ()])
+def test_numbers_of_answers_that_are_not_there_are_refused(name, shapes):
+    logits, targets = [torch.zeros(2, 3), torch.zeros(2, 2)], [torch.eye(3)[:2], torch.eye(2)]
+    process_loss(logits, targets, **{name: [torch.ones(3), torch.ones(2)]})
+    with pytest.raises(BatchError, match=f"{name} of shapes .*; expected .* a number for each answer"):
+        process_loss(logits, targets, **{name: [torch.ones(width) for width in shapes]})
+
+
+def test_posts_are_counted_exactly_whatever_the_targets_are():
+    logits = [torch.zeros(301, 2)]
+    for kind in (torch.bfloat16, torch.float16, torch.long, torch.bool):
+        found = process_loss(logits, [torch.eye(2)[torch.zeros(301, dtype=torch.long)].to(kind)])
+        assert found.known.tolist() == [301]
+        assert found.parts.tolist() == pytest.approx([math.log(2)])
