@@ -90,6 +90,20 @@ class Panel(Protocol):
         ...
 
 
+def verdicts_of(panel: Panel, candidates: Sequence[Candidate]) -> list[Verdict]:
+    """Return a panel's verdicts; ReviewError: they are not one a candidate, in their order."""
+    verdicts = list(panel.verify(candidates))
+    found, asked = [one.post_id for one in verdicts], [one.post.id for one in candidates]
+    if found != asked:
+        pairs = zip(found, asked, strict=False)
+        first = next((f", {a!r} first where {b!r} was asked" for a, b in pairs if a != b), "")
+        raise ReviewError(
+            f"{type(panel).__qualname__}.verify gave {len(found)} verdicts on {len(asked)} candidates{first}:"
+            " expected one on each, in their order"
+        )
+    return verdicts
+
+
 class CrossReview:
     """Two agents in cross-review, or one that judges alone; implements `Panel`.
 
@@ -196,13 +210,14 @@ def _answers(
     agent: Agent, posts: Sequence[PostLike], answers: Sequence[Judgment], *, step: int = 0
 ) -> list[Judgment]:
     """Return the answers, if they are one a post under the agent's own name; verdicts are built on that."""
+    answers = list(answers)
     if len(answers) != len(posts):
         raise ReviewError(f"{agent.role} gave {len(answers)} judgments on {len(posts)} posts")
     for post, answer in zip(posts, answers, strict=True):
         if answer.agent != agent.role or answer.step != step:
             given = f"{answer.agent!r}, step {answer.step}"
             raise ReviewError(f"post {post.id!r}: {agent.role!r}, step {step} was asked, {given} answered")
-    return list(answers)
+    return answers
 
 
 class NoPanel:

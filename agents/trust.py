@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from agents.ask.answer_schema import guard_hint
-from agents.errors import JudgmentError, NearChanceError
+from agents.errors import JudgmentError, NearChanceError, ReviewError
 from agents.judgment import Judgment, LabelledPost, State, rounded
 from agents.panel import Panel
 
@@ -137,12 +137,19 @@ def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> tuple[Trust, Answer
 
     Raises:
         JudgmentError: No post, or a post without a label.
+        ReviewError: A role that did not judge every post once.
     """
     truth = [post.label for post in labelled]
     if not truth or None in truth:
         raise JudgmentError(f"{len(truth)} posts, {truth.count(None)} of them without a label")
     known = [str(label) for label in truth]
-    answers = panel.predict_out_of_fold(labelled)
+    answers = {role: list(given) for role, given in panel.predict_out_of_fold(labelled).items()}
+    for role, given in answers.items():
+        if len(given) != len(known):
+            raise ReviewError(
+                f"{role} gave {len(given)} judgments on {len(known)} posts of known label: expected one on"
+                f" each, in their order, of {type(panel).__qualname__}.predict_out_of_fold"
+            )
     figures = Trust(
         agents={role: _agent(known, given) for role, given in answers.items()},
         kappa={f"{a}/{b}": kappa(answers[a], answers[b]) for a, b in combinations(answers, 2)},

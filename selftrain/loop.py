@@ -18,22 +18,23 @@ import numpy as np
 
 from agents.ask.metering import Metered, UsageTotals
 from agents.judgment import Accepted, Candidate, Verdict
-from agents.panel import Panel
+from agents.panel import Panel, verdicts_of
 from agents.trust import Answers, OnNearChance, Trust, check_agents
 from losses.against_rest import AgainstRest
 from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
 from selftrain import rounds
 from selftrain._util.numeric import decide, log_odds, sigmoid
+from selftrain._util.plugins import name_of
 from selftrain._util.types import Float32Array, FloatArray, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.engine.mapping import StageRun
-from selftrain.errors import RunStateError
+from selftrain.errors import DecisionError, RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate
-from selftrain.models.trainer import CrossFit, Fit, M, Model, Trainer
+from selftrain.models.trainer import CrossFit, Fit, M, Model, Trainer, logits_at
 from selftrain.review.reviewers import Reviewers
-from selftrain.selection import Selection, Selector
+from selftrain.selection import Selection, Selector, selected
 from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
@@ -111,7 +112,7 @@ def self_train(
         flipped = flipped_posts(trainer, best, corpus, state) if retract else []
         scored = trainer.logits(best, corpus, pool := open_positions(state, corpus, settings.limits))
         most = state.budget_left(settings.limits)
-        chosen = selector.select(scored, most=most, classes=corpus.classes, seed=seed)
+        chosen = selected(selector, scored, among=pool, most=most, classes=corpus.classes, seed=seed)
         candidates = this.write_candidates(chosen, len(pool))
 
         # ---- trust: the agents learn, and are measured on the labels, before the pool is spent on ------
@@ -121,9 +122,9 @@ def self_train(
 
         # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
         judged = Judged(
-            corpus, state, panel.verify(candidates), answers,
+            corpus, state, verdicts_of(panel, candidates), answers,
             partial(left_out, cross_fit, corpus, class_loss, settings.seed),
-            partial(_logits, trainer, best, corpus),
+            partial(logits_at, trainer, best, corpus),
         )  # fmt: skip
         decision = rule.decide(judged)
         verdicts, revised = this.write_verdicts(decision)
@@ -186,12 +187,17 @@ def validated(
     model = trainer.fit(corpus, fit.training, loss=fit.loss, seed=fit.seed, where=fit.where, start=start)
     positions, labels = corpus.validation, corpus.labels[corpus.validation]
     if len(positions):
-        logits = _logits(trainer, model, corpus, positions)
+        logits = logits_at(trainer, model, corpus, positions)
     else:
         known = fit.training.labelled
         positions, labels, raw = fit.training.positions[known], fit.training.labels, cross_fit(fit)[known]
         calibration = fit_calibration(raw, labels)
         model, logits = trainer.calibrate(model, calibration), calibration(raw)
+    if not np.isfinite(logits).all():
+        raise TrainingError(
+            f"{fit.where}: {name_of(trainer)} gave logits that are not finite of posts that rounds are"
+            " compared on. Lower its learning rate"
+        )
     return model, Scored([post.id for post in corpus.posts_at(positions)], labels, logits)
 
 
@@ -250,14 +256,14 @@ class OpenRound:
         """
         self._note("train", len(training.positions))
         corpus, step = self._corpus, max(1, len(self._corpus.pool) // CUT_POSTS)
-        cut = rule.cut(len(corpus.classes), lambda: _logits(trainer, model, corpus, corpus.pool[::step]))
+        cut = rule.cut(len(corpus.classes), lambda: logits_at(trainer, model, corpus, corpus.pool[::step]))
         model.save(self.path / MODEL, {"round": self._number, "cut": cut})
         scored = {"validation": validation}
         if rounds.labels_known(corpus.labels[corpus.test]):
             scored["test"] = Scored(
                 [post.id for post in corpus.posts_at(corpus.test)],
                 corpus.labels[corpus.test],
-                _logits(trainer, model, corpus, corpus.test),
+                logits_at(trainer, model, corpus, corpus.test),
             )
         scored = {name: one._replace(predicted=decide(one.logits, cut)) for name, one in scored.items()}
         write_scores(self.path, scored, corpus.classes)
@@ -296,7 +302,8 @@ class OpenRound:
         """
         corpus = self._corpus
         self._note("measure", len(corpus.validation) + len(corpus.test))
-        thetas = [] if loss is None else [one.theta for one in loss.losses]
+        found = [] if loss is None else [one.theta for one in loss.losses]
+        thetas = [None if one is None else float(one) for one in found]
         theta = dict(zip([corpus.classes[k] for k in corpus.columns], thetas, strict=False))
         result = rounds.RoundResult(
             number=self._number, kept=kept, score=measured.score, simulated=simulated,
@@ -346,11 +353,6 @@ def usage_of(panel: Panel) -> UsageTotals:
     return panel.usage() if isinstance(panel, Metered) else UsageTotals()
 
 
-def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
-    parts = [logits for _, logits in trainer.logits(model, corpus, positions)]
-    return np.concatenate(parts) if parts else np.empty((0, len(corpus.classes)), np.float32)
-
-
 def open_positions(state: LoopState, corpus: Corpus, limits: RoundLimits) -> IntArray:
     """Return the pool posts that may be chosen now."""
     closed = corpus.positions_of(state.closed(limits))
@@ -360,7 +362,7 @@ def open_positions(state: LoopState, corpus: Corpus, limits: RoundLimits) -> Int
 def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> list[str]:
     """Return accepted posts whose pseudo-label the model no longer gives: they are consistent no more."""
     accepted = corpus.positions_of(state.accepted)
-    given = decide(_logits(trainer, model, corpus, accepted))
+    given = decide(logits_at(trainer, model, corpus, accepted))
     post_ids = [post.id for post in corpus.posts_at(accepted)]
     return [
         post_id
@@ -377,7 +379,7 @@ def priors_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: Lo
     if (known := posterior_priors(state, corpus)) is not None:
         return known
     checked = corpus.labels[corpus.validation if len(corpus.validation) else corpus.labelled]
-    probs = sigmoid(log_odds(_logits(trainer, model, corpus, divergent)))
+    probs = sigmoid(log_odds(logits_at(trainer, model, corpus, divergent)))
     found = np.array([estimate_prior(probs[:, k], float((checked == k).mean())) for k in corpus.columns])
     # estimated one class at a time, several do not add up
     return _bounded(found / found.sum() if len(found) > 1 else found)
@@ -410,10 +412,18 @@ def apply_human_labels(
     """Return the state with the decisions that no round has used yet; the same one where there are none.
 
     They are written to `path`, the open folder of the round that uses them; None: no round does.
+    DecisionError: a label that is no class.
     """
     if reviewers is None:
         return state
-    labels = reviewers.answers({post_id: used.given.label for post_id, used in state.human.items()})
+    used = {post_id: one.given.label for post_id, one in state.human.items()}
+    labels = list(reviewers.answers(used) or ())
+    for one in labels:
+        if one.label not in corpus.classes:
+            raise DecisionError(
+                f"{name_of(reviewers)} labels {one.post_id!r} as {one.label!r}: expected one of"
+                f" {list(corpus.shown)}"
+            )
     if not labels:
         return state
     changed = state.apply_human_labels(labels)

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from selftrain._util.numeric import decide, log_odds
+from selftrain._util.plugins import name_of
 from selftrain._util.types import Float32Array, FloatArray, IntArray
-from selftrain.errors import SplitError
+from selftrain.errors import RecipeError, SplitError
 
 Shares = Literal["equal", "natural", "any"] | Mapping[str, float]
 Criterion = Literal["uncertain", "random", "confident"]
@@ -54,6 +55,44 @@ class Selector(Protocol):
             SplitError: Settings that do not fit the classes.
         """
         ...
+
+
+def selected(
+    selector: Selector,
+    chunks: Chunks,
+    *,
+    among: IntArray,
+    most: int | None,
+    classes: Sequence[str],
+    seed: int,
+) -> Selection:
+    """Return what a selector chooses of chunks, whose positions are `among` [n]; see `Selector.select`.
+
+    RecipeError: posts that are not open or stand twice, more than `most`, logits of another shape or NaN.
+    """
+    chosen = selector.select(chunks, most=most, classes=classes, seed=seed)
+    positions, logits = np.asarray(chosen.positions), np.asarray(chosen.logits)
+    count, strange = len(positions), positions[~np.isin(positions, among)]
+    shapes = logits.shape == (count, len(classes)) and positions.shape == (count,)
+    if not shapes or (count and not np.issubdtype(positions.dtype, np.integer)):
+        fault = (
+            f"positions of shape {positions.shape} ({positions.dtype}) and logits of shape {logits.shape}:"
+            f" expected integers [k] and [k, {len(classes)}]"
+        )
+    elif len(strange):
+        fault = (
+            f"position {strange[0]}, which is no open post of the pool: expected some of the positions that"
+            " the chunks hold, not places in the chunks"
+        )
+    elif len(np.unique(positions)) < count:
+        fault = f"{len(np.unique(positions))} posts as {count}: expected each once"
+    elif most is not None and count > most:
+        fault = f"{count} posts: expected `most`, {most}, or fewer"
+    elif not np.isfinite(logits).all():
+        fault = "posts whose logits are not finite: these cannot be read, expected others"
+    else:
+        return Selection(positions.astype(np.int64), logits)
+    raise RecipeError(f"{name_of(selector)} as selector: it chose {fault} (docs/extending.md)")
 
 
 @dataclass(frozen=True)

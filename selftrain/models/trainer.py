@@ -10,8 +10,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from losses.base import ClassLoss
+from selftrain._util.plugins import name_of
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.errors import TrainingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.head import (
     HeadClassifier,
@@ -107,6 +109,21 @@ class Trainer(Protocol[M]):
             RunStateError: The file is missing, damaged, or of another kind of model.
         """
         ...
+
+
+def logits_at(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
+    """Return a trainer's calibrated logits [n, K] of posts; TrainingError: of others, or in another order."""
+    parts = list(trainer.logits(model, corpus, positions))
+    columns = len(corpus.classes)
+    if not parts:
+        parts = [(np.empty(0, np.int64), np.empty((0, columns), np.float32))]
+    given, logits = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not np.array_equal(given, positions) or logits.shape != (len(positions), columns):
+        raise TrainingError(
+            f"{name_of(trainer)}.logits gave {len(given)} positions and logits of shape {logits.shape} for"
+            f" {len(positions)} posts: expected (positions [n], logits [n, {columns}]) in the order asked"
+        )
+    return logits
 
 
 SCALING_SAMPLE = 10_000  # posts; enough for a mean and a deviation, few enough for any machine
@@ -220,8 +237,7 @@ class CrossFit:
             model = self._trainer.fit(
                 self._corpus, rest, loss=fit.loss, seed=fit.seed, where=where, start=None
             )
-            scored = self._trainer.logits(model, self._corpus, training.positions[left_out])
-            logits[left_out] = np.concatenate([part for _, part in scored])
+            logits[left_out] = logits_at(self._trainer, model, self._corpus, training.positions[left_out])
         return logits
 
 

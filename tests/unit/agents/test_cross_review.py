@@ -7,7 +7,7 @@ from agents_helpers import Post, Scripted
 
 from agents.errors import LearningError, ReviewError
 from agents.judgment import Candidate
-from agents.panel import CrossReview, review
+from agents.panel import CrossReview, NoPanel, review, verdicts_of
 
 ANSWERS = ["flower", "metal", None, "!"]
 
@@ -107,3 +107,30 @@ def test_an_id_given_twice_is_refused():
     panel = CrossReview(Scripted("reviewer", {}), Scripted("user", {}))
     with pytest.raises(LearningError, match="2 labelled posts with 1 different ids"):
         panel.fit([Post("a", label="flower"), Post("a", label="metal")])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda given: given[:1], "gave 1 verdicts on 2 candidates: expected one on each"),
+        (lambda given: given * 2, "gave 4 verdicts on 2 candidates:"),
+        (lambda given: given[::-1], "gave 2 verdicts on 2 candidates, 'b' first where 'a' was asked"),
+    ],
+)
+def test_a_panel_that_does_not_judge_every_candidate_once_is_refused(spoil, message):
+    panel, asked = NoPanel(), candidates("a", "b")
+    given = NoPanel().verify(asked)
+    panel.verify = lambda _: spoil(given)
+    with pytest.raises(ReviewError, match=rf"NoPanel.verify {message}"):
+        verdicts_of(panel, asked)
+
+
+def test_verdicts_and_judgments_come_one_by_one_too():
+    class Yielding(Scripted):
+        def judge(self, posts):
+            yield from super().judge(posts)
+
+    panel = CrossReview(Yielding("reviewer", {"a": "flower"}, {}))
+    assert panel.predict_out_of_fold([Post("a")])["reviewer"][0].label == "flower"
+    verify, panel.verify = panel.verify, lambda asked: (one for one in verify(asked))
+    assert [one.consistent for one in verdicts_of(panel, candidates("a"))] == [True]

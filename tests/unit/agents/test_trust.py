@@ -6,7 +6,7 @@ import pytest
 from agents_helpers import Post, Scripted
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
-from agents.errors import JudgmentError
+from agents.errors import JudgmentError, ReviewError
 from agents.panel import CrossReview
 from agents.trust import ABSTAINED, FAILED, Trust, trust, wilson
 
@@ -75,3 +75,14 @@ def test_posts_without_labels_are_refused():
         trust(panel, [Post("a")])[0]
     with pytest.raises(JudgmentError, match="0 posts"):
         trust(panel, [])[0]
+
+
+def test_a_role_that_does_not_judge_every_post_once_is_refused():
+    posts = [Post(str(i), label=label) for i, label in enumerate(TRUE)]
+    panel = CrossReview(Scripted("reviewer", dict.fromkeys([one.id for one in posts], "metal")))
+    answers = panel.predict_out_of_fold(posts)["reviewer"]
+    panel.predict_out_of_fold = lambda _: {"reviewer": iter(answers)}
+    assert trust(panel, posts)[1] == {"reviewer": answers}
+    panel.predict_out_of_fold = lambda _: {"reviewer": answers[:3]}
+    with pytest.raises(ReviewError, match=r"reviewer gave 3 judgments on 10 posts .* of CrossReview.predict"):
+        trust(panel, posts)

@@ -5,18 +5,30 @@ import json
 import numpy as np
 import pytest
 from class_helpers import both
-from loop_helpers import HashPanel, ScriptedTrainer, corpus_of, lines, make_corpus, rounds_of, run
+from loop_helpers import (
+    HashPanel,
+    ScriptedTrainer,
+    corpus_of,
+    lines,
+    make_corpus,
+    rounds_of,
+    run,
+    settings,
+)
 
+from agents.errors import ReviewError
 from agents.panel import NoPanel
 from losses.against_rest import AgainstRest
 from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain._util.numeric import log_odds
-from selftrain.loop import validated
+from selftrain.errors import DecisionError, RecipeError, TrainingError
+from selftrain.loop import self_train, validated
 from selftrain.models.trainer import Fit
 from selftrain.rounds import replay
+from selftrain.selection import TopK
 from selftrain.state import LoopState, RoundLimits
-from selftrain.store.run_dir import RunFolder
+from selftrain.store.run_dir import HumanLabel, RunFolder
 
 UP_DOWN_UP = [8, 12, 10, 15]  # round 1 kept, 2 rolled back, 3 kept
 
@@ -239,3 +251,99 @@ def test_left_out_labels_calibrate_by_both_logits_of_a_post():
     moved, moved_scored = calibrated(raw + random.normal(0, 5, (40, 1)).astype(np.float32))
     assert moved.slope == pytest.approx(found.slope, abs=1e-3)
     assert log_odds(moved_scored.logits) == pytest.approx(log_odds(scored.logits), abs=1e-2)
+
+
+# ---- what parts of somebody's own may not give --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda positions, logits: (positions[::-1], logits[::-1]),
+        lambda positions, logits: (positions[1:], logits[1:]),
+        lambda positions, logits: (positions, logits[:, 1:]),
+    ],
+)
+def test_a_trainer_that_scores_other_posts_than_it_was_asked_about_is_refused(tmp_path, spoil):
+    class Spoilt(ScriptedTrainer):
+        def logits(self, model, corpus, positions):
+            yield spoil(*map(np.concatenate, zip(*super().logits(model, corpus, positions), strict=True)))
+
+    with pytest.raises(
+        TrainingError, match=r"Spoilt.logits gave .*: expected \(positions \[n\], logits \[n, 2"
+    ):
+        run(tmp_path, make_corpus(), [], trainer=Spoilt([8]), rounds=0)
+
+
+def test_a_trainer_that_says_nan_of_validation_posts_is_refused(tmp_path):
+    class Spoilt(ScriptedTrainer):
+        def logits(self, model, corpus, positions):
+            return ((part, logits * np.nan) for part, logits in super().logits(model, corpus, positions))
+
+    with pytest.raises(TrainingError, match=r"round 0: .*Spoilt gave logits that are not finite"):
+        run(tmp_path, make_corpus(), [], trainer=Spoilt([8]), rounds=0)
+
+
+class Desk:
+    """People who answer as they are told."""
+
+    def __init__(self, *labels):
+        self.labels = labels
+
+    def ready(self, number):
+        return True
+
+    def answers(self, used):
+        return (HumanLabel(*one, ("me",)) for one in self.labels if one[0] not in used)
+
+    def close(self):
+        pass
+
+
+def with_people(folder, *labels, loss=None, selector=None, panel=None):
+    return list(
+        self_train(
+            make_corpus(),
+            ScriptedTrainer([8, 9]),
+            panel or HashPanel(),
+            selector=selector or TopK(6),
+            loss=loss or PNULoss(),
+            folder=RunFolder(folder),
+            settings=settings(folder, rounds=1),
+            reviewers=Desk(*labels),
+        )
+    )
+
+
+def test_labels_of_people_that_come_one_by_one_are_written_too(tmp_path):
+    found = with_people(tmp_path, ("p30", "spam"), ("p31", "ham"))
+    assert found[1].human.posts == 2
+    assert [one.post_id for one in RunFolder(tmp_path).human_labels(1)] == ["p30", "p31"]
+    assert replay(RunFolder(tmp_path))[0].human.keys() == {"p30", "p31"}
+
+
+def test_a_label_of_people_that_is_no_class_is_refused(tmp_path):
+    with pytest.raises(DecisionError, match=r"Desk labels 'p30' as 'egg': expected one of \['spam', 'ham'\]"):
+        with_people(tmp_path, ("p30", "egg"))
+
+
+def test_numbers_of_numpy_are_written(tmp_path):
+    loss = PNULoss(theta=np.float32(0.25), soft_positive=np.float32(0.75))
+    assert with_people(tmp_path, loss=loss)[1].theta == {"spam": 0.25}
+    assert json.loads((tmp_path / "rounds/0001/metrics.json").read_text())["theta"] == {"spam": 0.25}
+
+
+def test_the_loop_holds_selectors_and_panels_to_what_they_were_asked(tmp_path):
+    class Places(TopK):
+        def select(self, chunks, **asked):
+            found = super().select(chunks, **asked)
+            return found._replace(positions=np.arange(len(found.positions)))
+
+    class Half(HashPanel):
+        def verify(self, candidates):
+            return super().verify(candidates[::2])
+
+    with pytest.raises(RecipeError, match="Places as selector: it chose position 0, which is no open post"):
+        with_people(tmp_path / "places", selector=Places(6))
+    with pytest.raises(ReviewError, match=r"Half\.verify gave 3 verdicts on 6 candidates"):
+        with_people(tmp_path / "half", panel=Half())

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftrain import selection
-from selftrain.errors import SplitError
-from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain, quotas
+from selftrain.errors import RecipeError, SplitError
+from selftrain.selection import Mixed, RandomPosts, Selection, TopK, Uncertain, quotas, selected
 
 CLASSES = ("ham", "spam")
 
@@ -246,3 +246,44 @@ def test_no_selector_holds_more_than_k_a_criterion(monkeypatch, selector):
     logits = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
     assert len(picked(selector, logits, size=500)) == 10
     assert max(held) == 10
+
+
+class Own:
+    """A selector of somebody's own: what it gives of positions [n] and logits [n, K]."""
+
+    def __init__(self, give):
+        self.give = give
+
+    def select(self, chunks, *, most, classes, seed):
+        return Selection(*self.give(*map(np.concatenate, zip(*chunks, strict=True))))
+
+
+def asked(give, most=4):
+    positions = np.array([10, 20, 30, 40, 50, 60])
+    chunks = [(positions[:3], both([1.0, -1.0, 2.0])), (positions[3:], both([0.0, 3.0, 1.0]))]
+    return selected(Own(give), chunks, among=positions, most=most, classes=CLASSES, seed=0)
+
+
+def test_what_a_selector_chooses_is_taken_as_arrays():
+    found = asked(lambda positions, logits: (positions[:2].tolist(), logits[:2].tolist()))
+    assert found.positions.tolist() == [10, 20]
+    assert found.logits.tolist() == [[0, 1], [0, -1]]
+    assert len(asked(lambda positions, logits: ([], logits[:0])).positions) == 0
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (lambda p, z: (np.arange(2), z[:2]), r"position 0, which is no open post of the pool: .*not places"),
+        (lambda p, z: (-p[:1], z[:1]), "position -10"),
+        (lambda p, z: (p[[0, 0, 1]], z[:3]), "2 posts as 3: expected each once"),
+        (lambda p, z: (p[:5], z[:5]), "5 posts: expected `most`, 4, or fewer"),
+        (lambda p, z: (p[:2], z[:3]), r"logits of shape \(3, 2\): expected integers \[k\] and \[k, 2\]"),
+        (lambda p, z: (p[:2], z[:2, 1]), r"logits of shape \(2,\)"),
+        (lambda p, z: (p[:2] / 2, z[:2]), r"positions of shape \(2,\) \(float64\)"),
+        (lambda p, z: (p[:2], z[:2] * np.nan), "not finite"),
+    ],
+)
+def test_what_no_selector_may_choose_is_refused_by_name(give, message):
+    with pytest.raises(RecipeError, match=rf"test_selection:Own as selector: it chose .*{message}"):
+        asked(give)
