@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,6 +47,16 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+_TEXT = (str, "a text")
+_FIELDS: Mapping[str, tuple[Any, str]] = {
+    "agent": _TEXT, "rationale": _TEXT, "source": _TEXT,
+    "step": (Integral, "a whole number"), "state": (State, "one of `State`"),
+    "label": (str | None, "the name of a class, or None"), "probability": (Real | None, "a number, or None"),
+    "details": (Mapping, "a mapping"),
+}  # fmt: skip
+"""What a judgment is made of -> its type, and how that is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgment:
     """One agent's answer on one post at one step.
@@ -71,6 +82,11 @@ class Judgment:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Refuse what could not be read again once it is written."""
+        for name, (kind, expected) in _FIELDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise JudgmentError(f"the {name} of a judgment is {value!r}: expected {expected}")
         if (self.state is State.LABEL) != (self.label is not None):
             raise JudgmentError(
                 f"a judgment in state {self.state} with label {self.label!r}: only 'label' has one"
@@ -126,7 +142,7 @@ class Judgment:
         """Return a record of JSON values, floats rounded to `DECIMALS` places."""
         return {
             "agent": self.agent,
-            "step": self.step,
+            "step": rounded(self.step),
             "state": str(self.state),
             "label": self.label,
             "probability": rounded(self.probability),
@@ -461,7 +477,9 @@ def rounded(value: object) -> object:
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
-    if isinstance(value, float):
+    if isinstance(value, Integral):  # of NumPy, as the next may be
+        return int(value)
+    if isinstance(value, Real):
         if not math.isfinite(value):
             raise JudgmentError(f"{value!r} is not a JSON number")
         return round(float(value), DECIMALS) + 0.0  # -0.0 becomes 0.0

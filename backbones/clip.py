@@ -165,19 +165,20 @@ def _measure(module: CLIPModule, tokenizer: Tokenize, sides: tuple[int, int]) ->
 
 
 def load_model(model: str, weights: str | Path, like: str | None) -> nn.Module:
-    """Load the model with its weights, on the CPU in float32."""
+    """Load the model with its weights, on the CPU in float32; the global random state stays what it was."""
     with_schema = parse_model_name(model)[0] is not None
     tag = {} if with_schema else _check_choice(model, weights, like)
     try:
-        loaded: nn.Module = open_clip.create_model(
-            model,
-            pretrained=None if with_schema else str(weights),
-            require_pretrained=True,
-            weights_only=True,
-            # The tag says which activation its weights were trained with; open_clip would only warn.
-            force_quick_gelu=bool(tag.get("quick_gelu", False)),
-            force_preprocess_cfg={key: tag[key] for key in _PREPROCESSING if tag.get(key) is not None},
-        )
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn before they are read
+            loaded: nn.Module = open_clip.create_model(
+                model,
+                pretrained=None if with_schema else str(weights),
+                require_pretrained=True,
+                weights_only=True,
+                # The tag says which activation its weights were trained with; open_clip would only warn.
+                force_quick_gelu=bool(tag.get("quick_gelu", False)),
+                force_preprocess_cfg={key: tag[key] for key in _PREPROCESSING if tag.get(key) is not None},
+            )
     except Exception as error:
         # The hub, its client, torch.load and safetensors each raise types of their own.
         raise WeightsError(_explain(model, weights, error)) from error

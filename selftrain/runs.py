@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -257,12 +257,10 @@ class Run:
             SelftrainError, or an error of a leaf's tree: see their modules.
         """
         recipe, folder = self.recipe, self.folder
-        with folder.locked(), self._mirrored() as publish:
+        with folder.locked(), self._mirrored() as publish, _threads(recipe.threads):
             self.earlier = folder.finished()
             # ---- refuse another recipe before anything is computed ------------------------------------
             folder.check_recipe(recipe.model_dump(mode="json"))
-            if recipe.threads:
-                torch.set_num_threads(recipe.threads)
 
             # ---- build the parts, prepare the posts ----------------------------------------------------
             parts = self._built(progress=progress)
@@ -401,6 +399,20 @@ class Run:
             if any_round:
                 run_page.write_report(self.folder)
                 tracking.close(self.folder)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads inside, and with its own afterwards; None: with its own."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _git_commit() -> str | None:

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import tomllib
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ def cache_home() -> Path:
     """Return where features, pictures and copies of objects are: $SELFTRAIN_CACHE, else the user's cache."""
     home = os.environ.get("SELFTRAIN_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "selftrain"
+
+
+def plain_number(value: object) -> int | float:
+    """Return a number, one of NumPy's say, as Python and JSON have it; TypeError: it is none."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} is no value of JSON: {value!r}")
 
 
 def kind_of(mode: int) -> str | None:

@@ -6,9 +6,11 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
+from selftrain._util.files import plain_number
 from selftrain.errors import RecipeError
 
 LONGEST = 10_000
@@ -86,8 +88,10 @@ def options_of(part: object) -> dict[str, Any]:
 
 def _plain(value: object) -> Any:  # noqa: ANN401 -- a value of TOML
     """Return `value` as TOML writes it, or None where it cannot."""
-    if isinstance(value, bool | int | float | str):
+    if isinstance(value, bool | str):
         return value
+    if isinstance(value, Real):  # of NumPy, too
+        return plain_number(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):

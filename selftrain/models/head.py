@@ -186,7 +186,8 @@ def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassif
         # before so much is allocated
         outputs = len(classes) or 1
         check_head(tensors, settings.kind, settings.hidden, outputs)
-        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, outputs)
+        with torch.random.fork_rng(devices=[]):  # drawn, and written over: whoever opens it draws as before
+            head = Head(scaling, settings.kind, settings.hidden, settings.dropout, outputs)
         head.load_state_dict(tensors)
         calibration = read_calibration(header, outputs)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selftrain._util.files import plain_number
 from selftrain._util.types import Json
 from selftrain.errors import RunStateError
 from selftrain.store import atomic, checksums
@@ -20,7 +21,7 @@ def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
     from safetensors.torch import save
 
     ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    atomic.write_bytes(file, save(ready, {"selftrain": json.dumps(dict(header))}))
+    atomic.write_bytes(file, save(ready, {"selftrain": json.dumps(dict(header), default=plain_number)}))
 
 
 def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor], Json]:

@@ -21,6 +21,7 @@ from selftrain.config import Recipe, stored_recipe
 from selftrain.data.features import encode, extract_features
 from selftrain.data.posts import Post, check_posts
 from selftrain.data.preparation import cache_folder
+from selftrain.errors import ServingError
 from selftrain.models import finetune_network, predictor
 from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.finetune_network import Network, load_finetuned
@@ -67,10 +68,16 @@ class RunPredictor:
         Raises:
             RunStateError, RunMismatchError: No finished round, or a damaged folder; another backbone.
             BackboneError: The backbone's weights are missing or damaged.
+            ServingError: The run has a trainer of its own.
         """
         folder = RunFolder(path)
         recipe, classes = stored_recipe(folder), folder.class_names()
         file = folder.round_path(folder.best_round()) / "model.safetensors"
+        if not recipe.classifier.built_in:
+            raise ServingError(
+                f"{folder.path} was trained by {recipe.classifier.part}, a trainer of its own, which alone"
+                f" knows what its models are: open {file} with its `load`"
+            )
         kind = read_format(file)
         check_format(file, kind, (*FORMATS, *finetune_network.FORMATS.values()))
         if kind in FORMATS:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
+from weakref import ref
 
 import numpy as np
 
@@ -148,7 +149,8 @@ class HeadTrainer:
     learning_rate: float = _DEFAULTS.learning_rate
     weight_decay: float = _DEFAULTS.weight_decay
     chunk: int = 8192
-    _scaling: Scaling | None = field(default=None, init=False, repr=False)
+    # of the posts seen last: one trainer may serve several runs
+    _scaling: tuple[ref[Corpus], Scaling] | None = field(default=None, init=False, repr=False)
 
     @property
     def settings(self) -> HeadSettings:
@@ -189,12 +191,12 @@ class HeadTrainer:
 
     def _fit_scaling(self, corpus: Corpus) -> Scaling:
         """Fit it on the labelled posts and an even sample of the pool, once a run."""
-        if self._scaling is None:
+        if self._scaling is None or self._scaling[0]() is not corpus:
             assert corpus.table is not None, "features are extracted before the loop begins"
             step = max(1, len(corpus.pool) // SCALING_SAMPLE)
             sample = np.concatenate([corpus.labelled, corpus.pool[::step]])
-            self._scaling = fit_scaling(corpus.rows(sample), corpus.table.layout)
-        return self._scaling
+            self._scaling = ref(corpus), fit_scaling(corpus.rows(sample), corpus.table.layout)
+        return self._scaling[1]
 
 
 # ---- what a classifier says of posts that it did not learn from: each training post left out once ------

@@ -21,12 +21,15 @@ KINDS = {
 def load_predictor(path: Path | str, *, threads: int | None = None) -> Predictor:
     """Open a run's best classifier, a model of ACT or AgentPS training, or one that was exported to ONNX.
 
+    The global random state is left as it was.
+
     Args:
         path: A run folder, a model's folder, or an ``.onnx`` file.
-        threads: Of one model call in the calling thread; None: the library's choice.
+        threads: Of one model call in the calling thread, at least 1; None: the library's choice. But for an
+            ONNX file they are torch's own (`torch.set_num_threads`), for whatever else it computes too.
 
     Raises:
-        ServingError: It is none of these.
+        ServingError: It is none of these, or the threads are none.
         SelftrainError, BackboneError: It is, and cannot be loaded; see `load` of the classes in `KINDS`.
 
     Example::
@@ -35,17 +38,20 @@ def load_predictor(path: Path | str, *, threads: int | None = None) -> Predictor
         [one.label or one.reason for one in predictor.predict(posts)]
     """
     path = Path(path)
+    if threads is not None and threads < 1:
+        raise ServingError(f"threads is {threads}: expected at least 1, or None for the library's choice")
     kind = kind_of(path)
     if not kind:
         module: Any = import_module("selftrain.models.onnx_predictor")
         opened: Predictor = module.OnnxPredictor(path, threads=threads or 0)
         return opened
-    if threads is not None:
-        import torch
+    import torch
 
+    if threads is not None:
         torch.set_num_threads(threads)
     where, name = KINDS[kind]
-    loaded: Predictor = getattr(import_module(where), name).load(path)
+    with torch.random.fork_rng(devices=[]):  # layers are drawn before their weights are read
+        loaded: Predictor = getattr(import_module(where), name).load(path)
     return loaded
 
 

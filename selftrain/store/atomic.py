@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from selftrain._util.files import kind_of
+from selftrain._util.files import kind_of, plain_number
 from selftrain.errors import StorageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -121,12 +121,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def json_text(value: Mapping[str, Any]) -> str:
     """Return one indented JSON object."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=plain_number) + "\n"
 
 
 def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return one JSON object a line."""
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    return "".join(
+        json.dumps(row, ensure_ascii=False, allow_nan=False, default=plain_number) + "\n" for row in rows
+    )
 
 
 def point(link: Path, target: str) -> None:

@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from processes import run
 
 import selftrain as st
@@ -116,8 +117,13 @@ def test_the_page_has_four_examples_and_begins_with_a_selector_of_a_few_lines():
 
 
 def test_all_four_go_through_a_recipe(beside, tmp_path):
-    (tmp_path / "recipe.toml").write_text(least(beside) + "".join(SECTIONS.values()))
-    run = st.run(tmp_path / "recipe.toml", tmp_path / "run")
+    before = torch.get_num_threads()
+    threads = f"threads = {before + 1}\n"
+    (tmp_path / "recipe.toml").write_text(threads + least(beside) + "".join(SECTIONS.values()))
+    seen, run = set(), st.start(tmp_path / "recipe.toml", tmp_path / "run")
+    for _ in run.rounds():
+        seen.add(torch.get_num_threads())
+    assert (seen, torch.get_num_threads()) == ({before + 1}, before)
     verdicts = run.verdicts(round=1)
     assert len(verdicts) == 20
     assert {one.judgments[0].source for one in verdicts} == {"word_panel"}

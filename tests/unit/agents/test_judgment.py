@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -141,3 +142,30 @@ def test_what_an_agent_gives_each_class(label, probability, details, expected):
         assert found is None
     else:
         assert [math.exp(one) for one in found] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rationale": None}, "the rationale of a judgment is None: expected a text"),
+        ({"state": "label"}, "the state of a judgment is 'label': expected one of `State`"),
+        ({"label": 1}, "the label of a judgment is 1: expected the name of a class, or None"),
+        ({"probability": "0.7"}, "the probability of a judgment is '0.7': expected a number"),
+        ({"probability": True}, "the probability of a judgment is True"),
+        ({"step": 0.5}, "the step of a judgment is 0.5: expected a whole number"),
+        ({"details": None}, "the details of a judgment is None: expected a mapping"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_at_once(change, message):
+    with pytest.raises(JudgmentError, match=message):
+        judgment(**change)
+
+
+def test_numbers_of_numpy_are_numbers():
+    one = judgment(
+        step=np.int64(1), probability=np.float32(0.75), details={"n": np.int32(3), "x": np.float16(2)}
+    )
+    record = json.loads(json.dumps(one.to_json()))
+    assert (record["step"], record["probability"], record["details"]) == (1, 0.75, {"n": 3, "x": 2.0})
+    with pytest.raises(JudgmentError, match="nan"):
+        judgment(details={"x": np.float32("nan")}).to_json()

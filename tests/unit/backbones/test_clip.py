@@ -53,6 +53,12 @@ def test_a_fresh_process_gives_identical_rows_and_fingerprint(tiny_clip, backbon
     np.testing.assert_array_equal(np.load(tiny_clip / "rows.npy"), rows)
 
 
+def test_loading_leaves_the_random_state_as_it_was(tiny_clip):
+    before = torch.random.get_rng_state()
+    load_backbone("clip", model="tiny-clip", weights=tiny_clip / "weights.safetensors", device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_python_builds_what_a_recipe_names(tiny_clip, backbone):
     built = backbones.CLIP("tiny-clip", tiny_clip / "weights.safetensors", device="cpu")
     assert built.fingerprint() == backbone.fingerprint()

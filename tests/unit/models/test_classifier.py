@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from class_helpers import column
+from loop_helpers import corpus_of
 from safetensors.torch import save_file
 
 from backbones.base import FeatureLayout
@@ -21,6 +22,8 @@ from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.calibration import fit_cut
 from selftrain.models.head import HeadSettings, fit_scaling, load_head, train_head
 from selftrain.models.metrics import macro_f1
+from selftrain.models.trainer import HeadTrainer
+from selftrain.state import LoopState
 
 CHECKOUT = Path(__file__).parents[3]
 LAYOUT = FeatureLayout(4, 2)
@@ -294,3 +297,32 @@ def test_a_cut_of_four_classes_beats_the_likeliest_where_they_are_uneven():
     truth = (probs.cumsum(1) > draws.random_sample((5000, 1))).argmax(1)
     cut = fit_cut(logits.astype(np.float32))
     assert macro_f1(truth, decide(logits, cut), range(4)) > macro_f1(truth, decide(logits), range(4)) + 0.01
+
+
+def test_a_trainer_serves_one_run_after_another_as_if_each_were_its_first():
+    """The scale of the first run's features stayed: another run of the same trainer began from it."""
+    random = np.random.default_rng(0)
+    shared = HeadTrainer(epochs=5)
+    for scale, width in ((1.0, 8), (30.0, 8)):
+        rows = (scale * random.normal(size=(60, 10))).astype(np.float32)
+        rows[:, width:] = 0
+        corpus = corpus_of((20, 20, 20, 0), ("ham", "spam"), rows)
+        learned = LoopState().training_set(corpus, soft_positive=0.8)
+        given = {"loss": AgainstRest((PNULoss(),)), "seed": 0, "where": "round 0", "start": None}
+        found = [trainer.fit(corpus, learned, **given) for trainer in (shared, HeadTrainer(epochs=5))]
+        logits = [one.logits(rows) for one in found]
+        assert np.array_equal(*logits)
+
+
+def test_loading_a_head_leaves_the_random_state_as_it_was(tmp_path):
+    fit(settings=SETTINGS._replace(kind="mlp")).save(tmp_path / "head.safetensors", {})
+    before = torch.random.get_rng_state()
+    load_head(tmp_path / "head.safetensors")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_settings_of_numpy_are_kept_in_the_file(tmp_path):
+    fit(settings=SETTINGS._replace(epochs=np.int64(3), learning_rate=np.float32(0.25))).save(
+        tmp_path / "a", {}
+    )
+    assert load_head(tmp_path / "a")[0].settings[3:5] == (3, 0.25)

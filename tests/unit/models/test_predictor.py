@@ -359,3 +359,25 @@ def test_a_file_that_cannot_be_opened_for_want_of_a_package_says_what_to_install
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ServingError, match=rf"^{name} is not installed: pip install 'selftrain\[onnx\]'"):
         OnnxPredictor(tmp_path / "m.onnx")
+
+
+def test_opening_a_model_leaves_the_random_state_as_it_was(small_run):
+    before = torch.random.get_rng_state()
+    load_predictor(small_run)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_no_thread_is_none(small_run, exported):
+    for path in (small_run, exported):
+        with pytest.raises(ServingError, match="threads is 0: expected at least 1"):
+            load_predictor(path, threads=0)
+
+
+def test_a_run_of_its_own_trainer_is_not_damaged_but_the_trainers(small_run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(small_run, copied, symlinks=True)
+    (copied / "checksums.json").unlink()
+    recipe = copied / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('kind = "head"', 'kind = "mylab:NearestMean"'))
+    with pytest.raises(ServingError, match=r"was trained by mylab:NearestMean, a trainer of its own"):
+        load_predictor(copied)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -99,3 +101,15 @@ def test_what_somebody_still_writes_is_left_alone(begun, tmp_path):
     assert writer.returncode == 0
     assert (tmp_path / "data").read_text() == "half"
     assert not part.exists()
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
+    given = {"n": np.int64(3), "x": np.float32(0.25)}
+    atomic.write_json(tmp_path / "one.json", given)
+    atomic.write_jsonl(tmp_path / "rows.jsonl", [given])
+    assert json.loads((tmp_path / "one.json").read_text()) == {"n": 3, "x": 0.25}
+    assert (tmp_path / "rows.jsonl").read_text() == '{"n": 3, "x": 0.25}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        atomic.write_json(tmp_path / "one.json", {"x": np.float32("nan")})
+    with pytest.raises(TypeError, match="a set is no value of JSON"):
+        atomic.write_json(tmp_path / "one.json", {"x": {1}})
