@@ -35,7 +35,7 @@ from selftrain.data.task import Task, load_task
 from selftrain.engine.mapping import StageRun
 from selftrain.errors import SplitError
 from selftrain.selection import quotas
-from selftrain.store.run_dir import PostDigest
+from selftrain.store.run_dir import PostDigest, text_digest
 
 _SPLITS = ("labelled", "validation", "pool", "test")
 
@@ -58,9 +58,7 @@ def _post_digests(corpus: Corpus, features: FeatureTable) -> Iterator[PostDigest
     for name in _SPLITS:
         positions = getattr(corpus, name)
         for post, key in zip(corpus.posts_at(positions), keys[positions], strict=True):
-            content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
-            digest = hashlib.sha256(content).hexdigest()[:16]
-            yield PostDigest(post.id, name, digest, key.tobytes().hex()[:16])
+            yield PostDigest(post.id, name, text_digest(post.text, post.label), key.tobytes().hex()[:16])
 
 
 class SplitPosts(NamedTuple):

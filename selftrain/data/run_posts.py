@@ -13,7 +13,7 @@ from selftrain.data.tables import RawRow
 from selftrain.data.task import Task, load_task
 from selftrain.data.values import Names, RowError
 from selftrain.errors import ManifestError, TaskError
-from selftrain.store.run_dir import RunFolder
+from selftrain.store.run_dir import RunFolder, text_digest
 
 MANIFESTS = ("manifest", "pool", "validation", "test")
 
@@ -67,8 +67,8 @@ class FoundPost(NamedTuple):
     names: tuple[str, ...]  # the same, relative to the manifest
     # a class of the run, or None; of a pool post the run did not see it, so it is a truth to measure by
     label: str | None
-    # Why the row is not a good one any more (a picture is gone, for instance); its pictures are left out
-    # then. Empty for a good row.
+    # Why the row is not what it was any more (a picture is gone, or it has another text); its pictures are
+    # left out then. Empty for a good row.
     reason: str = ""
 
 
@@ -81,6 +81,7 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
     missing, found = set(wanted), dict[str, FoundPost]()
     section: dict[str, Any] = folder.recipe().get("data", {})
     classes = Names(folder.environment().classes)
+    before = {one.id: one.digest for one in folder.post_digests() if one.id in missing}
     for path in (local_path(section[name]) for name in MANIFESTS if name in section):
         try:
             rows = Rows(path, None, columns=section.get("columns"), videos=False)
@@ -90,7 +91,12 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
                 fields = rows.pass_over(raw)
                 if (post_id := fields.get("id")) in missing:
                     missing.remove(post_id)
-                    found[post_id] = _found(rows, raw, fields, classes, path.parent.resolve())
+                    post = _found(rows, raw, fields, classes, path.parent.resolve())
+                    now = {text_digest(post.text), text_digest(post.text, post.label)}
+                    if not post.reason and before.get(post_id) not in {None, *now}:
+                        reason = "its text is not what it was when this began"
+                        post = post._replace(images=(), names=(), reason=reason)
+                    found[post_id] = post
         except (ManifestError, OSError):
             continue  # the manifest went: its posts are told without their words
     return found

@@ -37,7 +37,7 @@ from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.review.sampling import MachineLabel, SampleSettings, add_sample
 from selftrain.store import checksums
 from selftrain.store.checksums import digest_of
-from selftrain.store.run_dir import PostDigest, RunFolder, read_typed
+from selftrain.store.run_dir import PostDigest, RunFolder, read_typed, text_digest
 
 _LOG = logging.getLogger(__name__)
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
@@ -157,11 +157,11 @@ def begin(
 def _contents(posts: Iterable[Post]) -> list[PostDigest]:
     """Return what each post shows a model, by id; labels, which a manifest may get later, are not in it."""
 
-    def short(content: str) -> str:
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    def of(post: Post) -> PostDigest:
+        pictures = hashlib.sha256("".join(map(digest_of, post.images)).encode()).hexdigest()[:16]
+        return PostDigest(post.id, "", text_digest(post.text), pictures)
 
-    found = [PostDigest(p.id, "", short(p.text), short("".join(map(digest_of, p.images)))) for p in posts]
-    return sorted(found, key=lambda one: one.id)
+    return sorted(map(of, posts), key=lambda one: one.id)
 
 
 def _digest(contents: Sequence[PostDigest]) -> str:

@@ -58,6 +58,11 @@ class PostDigest(NamedTuple):
     content: str = ""  # of its text and pictures; empty in runs of earlier versions
 
 
+def text_digest(text: str, label: str | None = None) -> str:
+    """Return the digest of a post's text, and of the label where it has one, as posts.jsonl keeps it."""
+    return hashlib.sha256(repr((text, label)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True)
 class RunEnvironment:
     """What a run, or a labelling, was made with: the content of environment.json."""
@@ -198,13 +203,15 @@ class RunFolder:
         if self.recipe_path.exists():
             self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
 
+    def post_digests(self) -> Iterator[PostDigest]:
+        """Yield what each post was when the run began; nothing where that is not known."""
+        yield from read_typed(self.path / POSTS, lambda row: PostDigest(**row))
+
     def differing_posts(self, posts: Iterable[PostDigest]) -> str:
         """Say which posts are not what they were when the run began; empty where that is not known."""
-        file = self.path / POSTS
-        checksums.check(file)
-        if not file.exists():
+        file, before = self.path / POSTS, {one.id: one for one in self.post_digests()}
+        if not before:
             return ""
-        before = {one.id: one for one in read_typed(file, lambda row: PostDigest(**row))}
         since = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
         kinds: dict[str, set[str]] = {
             "new": set(), "gone": {*before}, "in another split": set(), "of another text or label": set(),

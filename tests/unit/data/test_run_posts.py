@@ -5,7 +5,7 @@ import json
 import pytest
 
 from selftrain.data.run_posts import find_posts
-from selftrain.store.run_dir import RunFolder
+from selftrain.store.run_dir import PostDigest, RunFolder, text_digest
 
 
 @pytest.fixture
@@ -54,3 +54,16 @@ def test_a_truth_is_a_class_of_the_run_however_it_is_spelled(found):
 def test_a_row_that_is_bad_by_now_keeps_its_words(found):
     rows = [{"ID": "a", "TEXT": "x", "Label": "Fine", "images": ["gone.png"]}]
     assert found(rows, ["a"]) == {"a": ("x", "fine")}
+
+
+def test_a_row_of_another_text_is_not_what_it_was(tmp_path):
+    rows = [{"id": one, "text": f"about {one}", "label": "fine"} for one in "abc"]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = RunFolder(tmp_path / "run")
+    recipe = {"data": {"manifest": str(tmp_path / "posts.jsonl"), "task": "task.toml"}}
+    environment = {"identity": {"task": "spam"}, "classes": {"all": ["spam", "fine"]}}
+    before = {"a": ("about a", None), "b": ("about b", "fine"), "c": ("before", None)}
+    with folder.locked():
+        folder.begin(recipe, environment, [PostDigest(i, "pool", text_digest(*b)) for i, b in before.items()])
+    told = {post_id: one.reason for post_id, one in find_posts(folder, "abc").items()}
+    assert told == {"a": "", "b": "", "c": "its text is not what it was when this began"}
