@@ -137,6 +137,7 @@ def post_lines(post: PostHistory) -> list[Text]:
     text = "(not in the run's manifests any more)" if post.text is None else post.text or "(no text)"
     lines = [_field("post", post.post_id), _field("text", text)]
     lines += [_field("image", image) for image in post.images]
+    lines += [_field("remark", post.remark)] if post.remark else []
     for chapter in post.chapters:
         outcome = "kept" if chapter.kept else "rolled back: its verdicts did not count"
         lines += [Text(), plain(f"round {chapter.round}, {outcome}", "bold")]

@@ -64,13 +64,14 @@ class PostHistory(NamedTuple):
     post_id: str
     text: str | None  # none when the run's manifests are not there any more, or changed
     images: tuple[str, ...]  # paths relative to the manifest
+    remark: str  # why its row is not what it was any more; else empty
     chapters: tuple[Chapter, ...]  # one a round, oldest first; at least one
 
     def to_json(self) -> Iterator[Json]:
         """Yield one record a chapter."""
         for chapter in self.chapters:
             yield {
-                "id": self.post_id, "text": self.text, "images": list(self.images),
+                "id": self.post_id, "text": self.text, "images": list(self.images), "remark": self.remark,
                 "round": chapter.round, "kept": chapter.kept, "verdict": chapter.verdict.to_json(),
             }  # fmt: skip
 
@@ -85,8 +86,8 @@ def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHist
     if not chapters:
         raise RunStateError(_unknown(folder, post_id, number, list(seen)))
     found = find_posts(folder, [post_id]).get(post_id)
-    text, images = (None, ()) if found is None else (found.text, found.names)
-    return PostHistory(post_id, text, images, tuple(chapters))
+    text, images, remark = (None, (), "") if found is None else (found.text, found.names, found.reason)
+    return PostHistory(post_id, text, images, remark, tuple(chapters))
 
 
 def select_rounds(folder: RunFolder, number: int | None) -> list[RoundResult]:

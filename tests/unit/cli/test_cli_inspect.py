@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -175,6 +176,17 @@ def test_a_story_survives_its_manifest(copied, capsys):
     recipe = copied / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("manifest.jsonl", "gone.jsonl"))
     assert "not in the run's manifests any more" in run(capsys, "show", copied, "--post", post_id)
+
+
+def test_a_text_that_has_changed_since_is_told(copied, capsys):
+    post_id = RunFolder(copied).verdicts(1)[0].post_id
+    (copied.parent / "changed.jsonl").write_text(json.dumps({"id": post_id, "text": "another"}) + "\n")
+    recipe = copied / "recipe.toml"
+    named = str(copied.parent / "changed.jsonl")
+    recipe.write_text(re.sub(r'(?m)^manifest = ".*"$', f'manifest = "{named}"', recipe.read_text()))
+    told = run(capsys, "show", copied, "--post", post_id)
+    assert "another" in told
+    assert re.search("remark +its text is not what it was when this began", told)
 
 
 def test_status_says_what_would_happen_next(copied, capsys):
