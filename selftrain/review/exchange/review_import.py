@@ -181,7 +181,7 @@ def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
             continue
         cells = {key: "" if value is None else str(value) for key, value in found.items()}
         reviewer = cells.get("reviewer") or reviewer_name(cells.get("annotator", ""))
-        told = (cells["post_id"], cells.get("batch", ""), cells["label"], reviewer)
+        told = (cells.get("post_id", ""), cells.get("batch", ""), cells.get("label", ""), reviewer)
         post_id, batch, label, who = map(_plain, told)
         yield OutsideDecision(row.line, post_id, label.strip(), who, batch)
 
