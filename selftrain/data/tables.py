@@ -144,6 +144,8 @@ def open_table(
 def read_text(path: Path, fallback: str = "") -> str:
     """Return a text file whole, in the encoding that it has a mark of, else UTF-8, else `fallback`.
 
+    Lines end in a line feed, as Windows writes them too.
+
     Raises:
         ManifestError: It is no regular file, cannot be read, or is in none of these.
     """
@@ -153,11 +155,12 @@ def read_text(path: Path, fallback: str = "") -> str:
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror or error}; give another") from error
     try:
-        return content.decode(text_encoding(content)).lstrip("\ufeff")
+        text = content.decode(text_encoding(content)).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         if not fallback:
             raise ManifestError(f"{path} is not UTF-8: {error.reason}; fetch it again") from error
-        return content.decode(fallback)
+        text = content.decode(fallback)
+    return text.replace("\r\n", "\n")
 
 
 def fold(name: str) -> str:

@@ -295,6 +295,16 @@ def test_a_tweet_may_hold_what_others_take_for_a_line_end(tmp_path):
     assert "none of" in done.skipped[0].reason
 
 
+def test_line_ends_of_windows_are_no_part_of_a_tweet(tmp_path):
+    posts, _ = _import("tweeteval-emotion", _emotion(tmp_path / "e", "a\r\nb\rc\r\n", "3\r\n0\r\n"), tmp_path)
+    assert [post.text for post in posts.values()] == ["a", "b\rc"]
+    (tmp_path / "s").mkdir()
+    for label in ("positive", "negative"):
+        (tmp_path / "s" / f"{label}.txt").write_bytes(f"{label} one\r\ntwo\r\n".encode())
+    posts, _ = _import("sentiment140", tmp_path / "s", tmp_path / "two")
+    assert sorted(post.text for post in posts.values()) == ["negative one", "positive one", "two", "two"]
+
+
 def test_files_of_another_task_or_of_other_lengths_are_refused(tmp_path):
     irony = _emotion(tmp_path / "e", "a\n", "0\n", "0\tnon_irony\n1\tirony\n")
     with pytest.raises(ManifestError, match="give the folder `emotion`"):
