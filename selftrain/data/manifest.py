@@ -383,8 +383,12 @@ class Rows:
     def _process(self, fields: Mapping[str, Any], images: int) -> dict[str, str]:
         answers = process_table(fields.get("process"))
         for name, value in fields.items():
-            if name.startswith(PROCESS_PREFIX):
-                answers[name.removeprefix(PROCESS_PREFIX)] = value
+            if name.startswith(PROCESS_PREFIX) and value not in (None, ""):
+                question = name.removeprefix(PROCESS_PREFIX)
+                if answers.get(question) not in (None, "", value):
+                    reason = f"process answers {question!r} by {shorten(answers[question])}, and {name} by"
+                    raise RowError(f"{reason} {shorten(value)}", "keep one of the two")
+                answers[question] = value
         return {
             name: self._answer(name, value, images)
             for name, value in answers.items()

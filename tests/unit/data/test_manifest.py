@@ -133,6 +133,22 @@ def test_a_column_that_another_was_given_for_is_left_out_and_told(folder, first)
     assert not any(note.startswith("kept, but not read") for note in told)
 
 
+def test_two_answers_to_one_question_are_none(folder):
+    rows = [
+        {"id": name, "text": "x", "process": {"link": first}, "process.link": second}
+        for name, first, second in (
+            ("a", "yes", "no"),
+            ("b", "yes", "yes"),
+            ("c", "yes", ""),
+            ("d", None, "no"),
+        )
+    ]
+    report = _lines(folder, *rows)
+    assert {post.id: post.process["link"] for post in report.posts} == {"b": "yes", "c": "yes", "d": "no"}
+    (problem,) = report.problems
+    assert problem.reason == "process answers 'link' by 'yes', and process.link by 'no'"
+
+
 def test_a_column_is_of_one_field(folder):
     with pytest.raises(ManifestError, match="label=x and text=x: expected a column for each field"):
         _lines(folder, {"id": "a", "x": "spam"}, columns={"label": "x", "text": "x"})
