@@ -136,7 +136,9 @@ class Rows:
         self._read_labels, self._videos = labels, videos
         self._met = met
         self._labels_met: list[str] = []  # as the first rows write them
-        self._checked: dict[str, Path | RowError] = {}  # of the pictures met last, whichever rows have them
+        # Of the pictures met last, whichever rows have them: by their path or digest, and by where they were
+        # recorded, for two datasets that were put together may call two pictures the same.
+        self._checked: dict[tuple[str, tuple[Path, str] | None], Path | RowError] = {}
         self._listed: dict[Path, dict[str, str]] = {}  # folder -> names in it, where pictures are missing
         self._fields, self._unread = Counter[str](), Counter[str]()
         self._classes = Counter[
@@ -173,7 +175,7 @@ class Rows:
             if self.columns.field(name)[0] == "images":
                 with suppress(RowError):  # told when the row is judged
                     for one in image_list(value, self._max_images):
-                        if isinstance(one, str) and one not in self._checked:
+                        if isinstance(one, str) and (one, None) not in self._checked:
                             path = self._real_path(one, "image")
                             if path != self._root:
                                 yield path
@@ -433,7 +435,7 @@ class Rows:
         return paths
 
     def _image(self, written: str | bytes, recorded: tuple[Path, str] | None) -> Path:
-        key = written if isinstance(written, str) else hashlib.sha256(written).hexdigest()
+        key = written if isinstance(written, str) else hashlib.sha256(written).hexdigest(), recorded
         found = self._checked.get(key)
         if found is None:
             try:

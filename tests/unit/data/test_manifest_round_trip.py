@@ -111,6 +111,20 @@ def test_posts_of_a_grown_dataset_are_written_anywhere_and_keep_their_pictures(t
             write_manifest(posts, out)
 
 
+def test_grown_datasets_that_were_put_together_have_each_its_own_pictures(tmp_path):
+    rows = []
+    for name, colour in (("one", "red"), ("two", "blue")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (20, 20), colour).save(tmp_path / name / "a.png")
+        digest = sha256((tmp_path / name / "a.png").read_bytes()).hexdigest()
+        told = {"folder": str(tmp_path / name), "sha256": [digest]}
+        rows.append({"id": name, "images": ["a.png"], "provenance": {"pictures": told}})
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    posts = read_manifest(tmp_path / "both" / "grown.jsonl").posts
+    assert [post.images[0].parent.name for post in posts] == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("name", "refused"),
     [
