@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,8 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
     missing, found = set(wanted), dict[str, FoundPost]()
     section: dict[str, Any] = folder.recipe().get("data", {})
     classes = Names(folder.environment().classes)
-    before = {one.id: one.digest for one in folder.post_digests() if one.id in missing}
+    known = (one for one in folder.post_digests() if one.id in missing)
+    before = {one.id: one.digest for one in islice(known, len(missing))}
     for path in (local_path(section[name]) for name in MANIFESTS if name in section):
         try:
             rows = Rows(path, None, columns=section.get("columns"), videos=False)
