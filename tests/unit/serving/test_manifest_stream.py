@@ -119,7 +119,7 @@ def test_csv_has_one_heading_also_where_it_went_on(tmp_path):
     assert found[2]["id"] == "'=1+1"
     assert set(found[0]) == {
         "id", "label", "probability", "probabilities.yes", "probabilities.no", "process.many.a",
-        "process.many.b",
+        "process.many.b", "selftrain.escaped",
     }  # fmt: skip
 
 
