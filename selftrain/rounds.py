@@ -324,7 +324,7 @@ def gain_lines(gains: Mapping[str, AgentGain]) -> Iterator[str]:
 def cost_lines(finished: RoundResult) -> Iterator[str]:
     """Yield what a round cost, and what came of the cross-review; nothing for agents that cost nothing."""
     cost = finished.cost
-    if not cost or not (cost.calls or cost.stored):
+    if not cost or not (cost.calls or cost.stored or cost.failed):
         return
     cached = f" ({cost.cached / cost.prompt:.0%} cached)" if cost.prompt else ""
     yield (

@@ -158,6 +158,11 @@ def test_who_is_pulled_over_by_the_classifier_is_counted(panels, second, to_clas
     )
 
 
+def test_a_round_in_which_every_call_was_refused_says_so():
+    (told,) = cost_lines(SimpleNamespace(cost=Cost(failed=44), agents={}))
+    assert told.endswith("; 44 without a usable answer")
+
+
 def test_a_verdict_that_is_settled_saves_the_other_call_unless_all_are_asked(panels):
     stubborn = lambda r: said("rude" if role_of(r) == "reviewer" else "kind")  # noqa: E731
     backend = MemoryBackend(stubborn)
