@@ -120,8 +120,8 @@ def untaken_reviews(folder: RunFolder, state: LoopState) -> str | None:
     if not behind:
         return None
     return (
-        f"grown.jsonl lacks {behind:,} decisions of people: the command that began the run, given again,"
-        " takes them in"
+        f"grown.jsonl lacks {behind:,} {'decision' if behind == 1 else 'decisions'} of people: the command"
+        " that began the run, given again, takes them in"
     )
 
 

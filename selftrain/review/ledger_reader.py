@@ -7,10 +7,12 @@ schema's version.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -170,9 +172,17 @@ falling probability of an error, not at random."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection that waits for others' changes; its own are on the disk before they return."""
+    """Open a connection that waits for others' changes; its own are on the disk before they return.
+
+    In a folder that cannot be written (an archive, somebody else's run) it reads alone.
+    """
     # a server answers from several threads; whoever shares a ledger among them locks around it
-    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    opened = partial(sqlite3.connect, timeout=60, isolation_level=None, check_same_thread=False)
+    if path.exists() and not all(os.access(one, os.W_OK) for one in (path, path.parent)):
+        # else SQLite makes files beside it, to read too; where somebody writes they are there
+        how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+        return opened(f"{path.absolute().as_uri()}?{how}", uri=True)
+    connection = opened(path)
     switch_to_write_ahead(connection)
     connection.execute("PRAGMA synchronous = FULL")
     return connection

@@ -132,7 +132,16 @@ def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`, replacing an older one in one step."""
+    """Make `link` a symbolic link to `target`, replacing an older one in one step.
+
+    Raises:
+        StorageError: A folder is there, as in a copy that followed links; or the disk refuses.
+    """
+    if link.is_dir() and not link.is_symlink():
+        raise StorageError(
+            f"{link} is a folder, expected a link to one: a copy that followed links has made it. Remove it,"
+            " and give the same command again"
+        )
     part = _beside(link)
     try:
         with writing(link):

@@ -428,3 +428,20 @@ def test_whatever_reviewers_do_the_budget_is_held(tmp_path_factory, steps):
     for who in ("r0", "r1", "r2"):
         review_all(ledger, who)
     assert ledger.progress()[2:5] == (5, 2, 2)
+
+
+@pytest.mark.parametrize("written_meanwhile", [False, True])
+def test_reviews_in_a_folder_that_cannot_be_written_are_read(tmp_path, monkeypatch, written_meanwhile):
+    """An archive, or a colleague's run; in that SQLite could make no files beside the ledger."""
+    ledger, _ = make(tmp_path)
+    ledger.decide("ann", ledger.next_post("ann").item.post_id, "rude")
+    if not written_meanwhile:
+        ledger.close()
+    before = sorted((tmp_path / "run").iterdir())
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with ReviewLedger(ledger.path) as found:
+        assert [one.label for one in found.decisions()] == ["rude"]
+        with pytest.raises(LedgerError, match="readonly"):
+            found.next_post("bob")
+        assert sorted((tmp_path / "run").iterdir()) == before
+    ledger.close()

@@ -338,3 +338,12 @@ def test_the_guide_lists_the_keys_that_may_change():
     rows = re.findall(r"^\| `(rounds|agents|vlm|human|engine)` \| (.*) \|$", guide, re.MULTILINE)
     listed = {f"{section}.{key}" for section, keys in rows for key in re.findall(r"`([\w.]+)`", keys)}
     assert listed == MAY_CHANGE
+
+
+def test_a_copy_that_followed_links_is_told_what_to_remove(folder):
+    (folder.path / "best").unlink(missing_ok=True)
+    (folder.path / "best").mkdir()
+    with pytest.raises(StorageError, match=r"best is a folder, expected a link.*Remove it"):
+        folder.publish(0, [])
+    (folder.path / "best").rmdir()
+    folder.publish(0, [])
