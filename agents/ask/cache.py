@@ -33,10 +33,16 @@ APPLICATION_ID = 0x5E1F7A11
 PATIENCE = 60.0
 """Seconds that connections wait for each other's writes."""
 
-_LOCKED = (
-    f"another process has held the file for {PATIENCE:g} s: let it end, or end it, and give the same command"
-    " again, it goes on"
-)
+_DAMAGED = "it is damaged, or no file of this program: take it from a copy, or move it away to buy anew"
+_REMEDIES = {
+    "database is locked": (
+        f"another process has held the file for {PATIENCE:g} s: let it end, or end it, and give the same"
+        " command again, it goes on"
+    ),
+    "malformed": _DAMAGED,
+    "not a database": _DAMAGED,
+}
+"""What SQLite says -> what to do, where that is no disk without room."""
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +274,8 @@ class ResponseCache:
         except self._faults as error:
             if isinstance(error, StoreError):
                 raise
-            remedy = _LOCKED if "database is locked" in str(error) else self._remedy
+            told = (remedy for words, remedy in _REMEDIES.items() if words in str(error))
+            remedy = next(told, self._remedy)
             raise StoreError(f"the answers in {self.path} cannot be {what} ({error}); {remedy}") from error
 
 

@@ -237,3 +237,14 @@ def test_a_file_that_another_process_holds_is_told_as_that(tmp_path, monkeypatch
             store.write([kept_row("a", paid(), NOTE)])
     store.write([kept_row("a", paid(), NOTE)])
     store.close()
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"hello " * 1000, lambda data: data[: len(data) // 2]])
+def test_a_file_that_is_damaged_throughout_is_told_as_that(tmp_path, damage):
+    file = tmp_path / "a.sqlite"
+    store = ResponseCache(file)
+    store.write([kept_row(str(n), paid("t" * 500), NOTE) for n in range(200)])
+    store.close()
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(StoreError, match="it is damaged, or no file of this program: take it from a copy"):
+        ResponseCache(file)
