@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
+    AfterValidator,
     Field,
     GetCoreSchemaHandler,
     ValidationError,
@@ -85,6 +86,20 @@ class OneOf:
         if name is not None and name not in known:
             raise ValueError(f"{name!r} is not known: expected one of {', '.join(known)}")
         return name
+
+
+def _without_secrets(servers: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what may hold a password: the recipe is written into the run's folder."""
+    if any(set("@?#") & set(one) for one in servers):
+        raise ValueError(
+            "a server's URL holds a user, a query or a fragment, which would be written into run folders:"
+            " expected http://host:port; a key belongs into the environment variable"
+        )
+    return servers
+
+
+Servers = Annotated[tuple[str, ...], AfterValidator(_without_secrets)]
+"""Endpoints, "http://127.0.0.1:8000"."""
 
 
 class PartSection(Section):
@@ -341,7 +356,7 @@ class RoleSection(Section):
     # "guard": a model that answers in a template of its own; "moderation": a classifier at /v1/moderations;
     # what they answer is mapped by `words`
     kind: Literal["chat", "guard", "moderation"] = "chat"
-    servers: tuple[str, ...] = ()
+    servers: Servers = ()
     model: str | None = None
     revision: str | None = None
     key_variable: str | None = None
@@ -358,7 +373,7 @@ class RoleSection(Section):
 class ServersSection(Section):
     """A model behind one or more servers: where it is, what it is sent, what it may cost."""
 
-    servers: tuple[str, ...] = ()  # endpoints of vLLM servers that serve the same model
+    servers: Servers = ()  # endpoints of vLLM servers that serve the same model
     model: str = ""  # as it is served; empty: the only one that is
     revision: str = ""  # of the weights, where the server's model comes from a hub
     key_variable: str = "SELFTRAIN_API_KEY"  # the environment variable that holds the servers' key
@@ -443,7 +458,7 @@ class HumanSection(PartSection):
     # or a model that criticizes the label that they give together, in a way that `act select-models` can test
     source: Annotated[str, OneOf("selftrain.review.reviewers:Source")] = "disagreement"
     strategy: Annotated[str, OneOf("agents.ask.criticizer:STRATEGIES")] = "devils_advocate"
-    servers: tuple[str, ...] = ()  # of the criticizing model; none: it is that of `vlm`
+    servers: Servers = ()  # of the criticizing model; none: it is that of `vlm`
     model: str = ""  # as it is served there; empty: the only one that is
     double_annotation_rate: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
     # while reviews are missing: end in good order, or look for them until they are there

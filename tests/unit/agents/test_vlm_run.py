@@ -336,3 +336,15 @@ def test_a_run_does_not_go_on_with_another_model(home, serve, tmp_path):
     assert other.requests == []
     serve(MemoryBackend(Judge(home, 0.9)))
     assert len(list(start(home / "recipe.toml", tmp_path / "a", ["rounds.max=2"]).rounds())) == 3
+
+
+@pytest.mark.parametrize("key", ["vlm.servers", "vlm.user.servers", "human.servers"])
+def test_a_password_in_an_endpoint_reaches_no_run_folder(home, tmp_path, capsys, key):
+    """Also where the run goes on, and its other endpoints were checked when it began."""
+    begun = ["run", str(home / "recipe.toml"), "--out", str(tmp_path / "a"), "--set"]
+    assert main([*begun, "rounds.max=0"]) == 0
+    assert main([*begun, "rounds.max=0", "--set", f'{key}=["http://me:hunter2@h:8000"]']) == 2
+    told = capsys.readouterr()
+    assert "a server's URL holds a user" in told.err
+    assert "hunter2" not in told.err + told.out
+    assert all(b"hunter2" not in file.read_bytes() for file in (tmp_path / "a").rglob("*") if file.is_file())
