@@ -322,10 +322,11 @@ class ChatClient:
         call = self._completing(question, self.dialect)
         call.seconds, call.retries = _SMALL_SECONDS, self.retries
         try:
-            await self._answer(call)
+            async with asyncio.timeout(4 * _SMALL_SECONDS):  # it waits for no Retry-After of an hour
+                await self._answer(call)
         except RequestRefusedError:
             return True
-        except CallFailedError:
+        except (CallFailedError, TimeoutError):
             return self._answered > since  # who is slow with one is not with all
         return True
 
