@@ -50,6 +50,9 @@ class Parts:
         """Refuse a part without the methods that the loop calls, before anything is loaded or asked."""
         for name in _METHODS:
             part = getattr(self, name)
+            if isinstance(part, type):
+                called = part.__qualname__
+                raise RecipeError(f"{called} as {name} is a class: expected an object of it, {called}(...)")
             if name not in _FOR_RUN or not hasattr(part, "for_run"):
                 _check_methods(name, part)
 
@@ -70,6 +73,8 @@ class Parts:
 def _check_methods(name: str, part: object) -> None:
     protocol = _METHODS[name]
     wanted = [one for one in vars(protocol) if not one.startswith("_") or one == "__call__"]
+    if protocol is Backbone:  # a look at the others may load weights, or they are for fine-tuning alone
+        wanted = ["fingerprint", "encode"]
     lacks = [one for one in wanted if not hasattr(part, one)]
     if lacks and part is not None:
         raise RecipeError(
@@ -80,7 +85,7 @@ def _check_methods(name: str, part: object) -> None:
 
 _METHODS = {
     "classifier": Trainer, "selector": Selector, "panel": Panel, "loss": RoundLoss, "rule": VerdictRule,
-    "reviewers": Reviewers,
+    "reviewers": Reviewers, "backbone": Backbone,
 }  # fmt: skip
 """Part -> the protocol whose methods it must have, or that has what it becomes in a run."""
 _FOR_RUN = ("classifier", "panel", "reviewers")

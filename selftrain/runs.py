@@ -29,6 +29,7 @@ from backbones.base import Backbone
 from losses.base import RoundLoss
 from losses.pnu import PNULoss
 from selftrain import build as building
+from selftrain._util.toml_sections import checked
 from selftrain._util.types import Json
 from selftrain.config import Recipe, load_recipe, stored_recipe
 from selftrain.data.columns import COLUMNS
@@ -37,7 +38,7 @@ from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
 from selftrain.engine.mapping import Engine
-from selftrain.errors import RecipeError, RunStateError
+from selftrain.errors import DataError, RecipeError, RunStateError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
 from selftrain.models.trainer import HeadTrainer, Trainer
@@ -125,7 +126,7 @@ class SelfTrainer:
             else "continue".
 
     Raises:
-        RecipeError: A part lacks a method that the loop calls.
+        RecipeError: A part lacks a method that the loop calls, or is a class instead of an object of it.
     """
 
     def __init__(
@@ -166,9 +167,13 @@ class SelfTrainer:
         The folder is that of a run like any other: `selftrain show`, `report` and `compare` read it.
 
         Raises:
+            DataError: The posts are not in their splits.
+            RecipeError: A setting outside its range.
             RunMismatchError: The folder holds a run of other parts or posts; the message names what differs.
             SelftrainError, or an error of a leaf's tree: see their modules.
         """
+        if not isinstance(data, SplitPosts):
+            raise DataError(f"data is a {type(data).__name__}: expected posts in their splits, by `st.split`")
         run = Run(out, self._recipe(data), parts=self._parts, data=data)
         yield from run.rounds(progress=progress)
 
@@ -183,7 +188,8 @@ class SelfTrainer:
         sections["rounds"] = {
             "max": limits.rounds, "patience": limits.patience, "budget": limits.budget, "start": self._start,
         }  # fmt: skip
-        return Recipe.model_validate({"seed": self._seed, "data": data.section, **sections})
+        table = {"seed": self._seed, "data": data.section, **sections}
+        return checked(Recipe, table, "the SelfTrainer, as a recipe would have its parts,")
 
 
 class Run:
@@ -244,8 +250,16 @@ class Run:
         """Return what classifier and agents said of every candidate of a round, with each rationale.
 
         Raises:
-            RunStateError: A damaged folder.
+            RunStateError: No such round is finished, no run folder, or a damaged one.
         """
+        finished = self.folder.finished()
+        if round not in range(finished):
+            self.folder.recipe()  # no run folder: said before anything else
+            raise RunStateError(
+                f"{self.folder.path} has no finished round {round!r}: expected 0 to {finished - 1}"
+                if finished
+                else f"{self.folder.path} has no finished round yet"
+            )
         return self.folder.verdicts(round)
 
     def rounds(self, *, progress: bool = False) -> Iterator[RoundResult]:

@@ -96,10 +96,14 @@ def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) ->
                 table[section][key] = _placed(table[section][key], lambda given: folder / given)
     for override in overrides:
         _override(table, override, paths)
+    return checked(kind, table, "the recipe" if path is None else f"the recipe {path}")
+
+
+def checked(kind: type[Read], table: Mapping[str, Any], named: str) -> Read:
+    """Return a checked table; RecipeError: what is `named` so has faults, each is said with its place."""
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        named = "the recipe" if path is None else f"the recipe {path}"
         raise RecipeError(f"{named} has {error.error_count()} fault(s):\n{_faults(error)}") from error
 
 

@@ -48,7 +48,7 @@ def draw_posts(folder: Path, count: int = 900, seed: int = 0) -> Path:
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.jsonl"
-    write_manifest(_posts(folder, count, random.Random(seed)), manifest)
+    write_manifest(_posts(folder, count, random.Random(int(seed))), manifest)
     dump_task(DRAWN_TASK, folder / "task.toml")
     return manifest
 

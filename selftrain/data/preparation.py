@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from backbones.base import Backbone
 from selftrain._util.files import cache_home
+from selftrain._util.toml_sections import checked
 from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.columns import SPLIT
@@ -33,7 +34,7 @@ from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, parts_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
 from selftrain.engine.mapping import StageRun
-from selftrain.errors import SplitError
+from selftrain.errors import DataError, SplitError
 from selftrain.selection import quotas
 from selftrain.store.run_dir import PostDigest, text_digest
 
@@ -96,18 +97,23 @@ def split(
         seed: Of every draw.
 
     Raises:
+        DataError: What is given is no report.
+        RecipeError: An argument outside its range.
         QuarantineError: Too many bad rows.
         SplitError: Too few labels, or an empty pool.
     """
-    section = DataSection(
-        manifest=report.path.resolve(), task=Path(), labelled=labelled,
-        train_share=1 - validation - test, validation_share=validation, test_share=test,
+    if not isinstance(report, ManifestReport):
+        raise DataError(f"report is a {type(report).__name__}: expected what `st.read_manifest` gives")
+    section = {
+        "manifest": report.path.resolve(), "task": Path(), "labelled": labelled,
+        "train_share": 1 - validation - test, "validation_share": validation, "test_share": test,
         **({} if by is None else {"split": by}),
-    )  # fmt: skip
-    report.enforce(_tolerance(section))
+    }  # fmt: skip
+    recipe = checked(Recipe, {"seed": seed, "data": section}, "split, as a recipe would have its arguments,")
+    report.enforce(_tolerance(recipe.data))
     with _explained(report.hints):
-        splits = _split({"manifest": report.posts}, task, section, seed)
-    return SplitPosts(task, splits, section, seed, report.quarantine, report.hints)
+        splits = _split({"manifest": report.posts}, task, recipe.data, recipe.seed)
+    return SplitPosts(task, splits, recipe.data, recipe.seed, report.quarantine, report.hints)
 
 
 def prepare(
