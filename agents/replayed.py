@@ -63,12 +63,13 @@ class ReplayedAgent:
         return Judgment(self.role, step, State.FAILED, None, None, reason, self.source)
 
 
-def replayed_agents(path: Path) -> tuple[ReplayedAgent, ...]:
+def replayed_agents(path: Path | str) -> tuple[ReplayedAgent, ...]:
     """Read one agent a role in the file, in the order in which the roles first appear.
 
     Raises:
         ReplayError: A file that cannot be read, a line that is no record (the message names it), or no line.
     """
+    path = Path(path)
     found: dict[str, dict[tuple[str, int], Judgment]] = {}
     for number, line in _lines(path):
         try:

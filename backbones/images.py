@@ -91,6 +91,7 @@ def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """Give the opened, undecoded image; closed on leaving."""
     from PIL import Image
 
+    path = Path(path)  # posts of one's own may have texts for paths
     # A FIFO or a device would block or never end, so only regular files are opened.
     if not path.is_file():
         found = "not a regular file" if path.exists() else "no such file"

@@ -90,6 +90,7 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
     The device is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; ValueError where there is none.
     The dtype is "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, bf16 on a GPU that has it, else fp16.
     """
+    device = str(device)  # torch's own names itself so
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):

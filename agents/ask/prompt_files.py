@@ -129,13 +129,13 @@ class PromptFiles:
     built_in: ClassVar[Path]  # folder of the package's own files of this kind
     required: ClassVar[set[str]]  # of those that it may use, a file must use these
 
-    def __init__(self, brief: Brief, *, folder: Path | None = None, text_chars: int = 4000) -> None:
+    def __init__(self, brief: Brief, *, folder: Path | str | None = None, text_chars: int = 4000) -> None:
         self.brief = brief
         self._text_chars = text_chars
         # of the posts that are asked about just now: all that is asked about one begins alike
         self._opening = lru_cache(maxsize=256)(self._opened)
         self._templates = {file.name: _read_template(file) for file in self.built_in.glob("*.txt")}
-        for file in _own_files(folder, self._templates) if folder is not None else ():
+        for file in _own_files(Path(folder), self._templates) if folder is not None else ():
             template, allowed = _read_template(file), set(self._templates[file.name].get_identifiers())
             _check_placeholders(file, set(template.get_identifiers()), allowed, allowed & self.required)
             self._templates[file.name] = template

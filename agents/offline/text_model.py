@@ -224,6 +224,8 @@ def _nb_svm(rows: Sparse, targets: Floats) -> tuple[Floats, Floats]:
     compact, width, classes = rows[:, used], rows.shape[1], targets.shape[1]
     total = targets.sum(axis=1)
     weights, bias = np.zeros((width, classes)), np.zeros(classes)
+    if not len(used):  # pictures alone, or words that no other text has: nothing is known
+        return weights, bias
     for k in range(1, 2) if classes == 2 else range(classes):
         ratio = _log_ratio(compact, targets[:, k], total - targets[:, k], width)
         coefficients, intercept = _logistic(compact.multiply(ratio).tocsr(), targets[:, k], total)

@@ -59,7 +59,7 @@ class ACTTrainer:
         workers: int = 0,
     ) -> None:
         self.classes = tuple(classes)
-        self.positive = self.classes[0] if positive is None and classes else str(positive)
+        self.positive = self.classes[0] if positive is None and self.classes else str(positive)
         named = not isinstance(classes, str) and all(isinstance(one, str) for one in self.classes)
         if (
             not named
@@ -100,7 +100,7 @@ class ACTTrainer:
             BatchError: A probability outside [0, 1], or 0 where somebody looked.
             NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
         """
-        pi = np.asarray(inclusion, dtype=np.float64).reshape(-1)
+        pi = np.array(inclusion, dtype=np.float64).reshape(-1)  # a copy: torch reads not every array in place
         checked, truth = validation
         lengths = [len(data), len(machine), len(human), len(pi)]
         if len(set(lengths)) > 1 or len(checked) != len(truth):

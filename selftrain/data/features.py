@@ -23,10 +23,11 @@ from backbones.base import Backbone, Encodable, Encoded, EncodeFailure, FeatureL
 from backbones.errors import ImageError
 from backbones.images import check_image
 from backbones.progress import ProgressBar
+from selftrain._util.plugins import name_of
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.feature_store import FORMAT, KEY_BYTES, FeatureStore, Keys
 from selftrain.engine.mapping import Engine, InProcess, Place, Rescue, StageRun
-from selftrain.errors import EngineError, TrainingError
+from selftrain.errors import EngineError, RecipeError, TrainingError
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
 _IMAGES_PER_WRITE = 4
@@ -248,16 +249,28 @@ def _encoding(
 
 
 def encode(backbone: Backbone, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
-    """Compute feature rows [B, D]; TrainingError: the device is out of memory."""
+    """Compute feature rows [B, D].
+
+    Raises:
+        TrainingError: The device is out of memory.
+        RecipeError: The backbone, one of somebody's own, gives rows of another shape.
+    """
     import torch
 
     try:
-        return backbone.encode(posts, batch_size=batch_size, workers=workers)
+        found = backbone.encode(posts, batch_size=batch_size, workers=workers)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device ran out of memory over {len(posts)} posts: free some of it (a vLLM server beside"
             " takes nine tenths of a GPU unless it is told otherwise), or choose another device"
         ) from error
+    rows = np.asarray(found.rows, np.float32)
+    if rows.shape != (len(posts), backbone.layout.width):
+        raise RecipeError(
+            f"{name_of(backbone)} as backbone: encode gave rows of shape {rows.shape} for {len(posts)} posts:"
+            f" expected a row a post, as wide as its layout says, [{len(posts)}, {backbone.layout.width}]"
+        )
+    return Encoded(rows, found.failures)
 
 
 def _parts(posts: Sequence[Encodable], missing: IntArray, batch_size: int) -> Iterator[IntArray]:

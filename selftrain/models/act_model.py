@@ -122,7 +122,7 @@ class ACTModel:
 
     def save(
         self,
-        folder: Path,
+        folder: Path | str,
         *,
         backbone: Mapping[str, Any] | None = None,
         record: Mapping[str, Any] | None = None,
@@ -136,7 +136,7 @@ class ACTModel:
             record: JSON values for act.json: what was learned from, and how good it is.
             measured: "validation" and "test" -> ids [B], class indices [B], probabilities [B, K].
         """
-        options = dict(backbone or {})
+        folder, options = Path(folder), dict(backbone or {})
         fingerprint = "" if self.backbone is None else self.backbone.fingerprint()
         choice = BackboneChoice(options.pop("name", ""), options, fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class ACTModel:
 
     @classmethod
     def load(
-        cls, folder: Path, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
+        cls, folder: Path | str, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
     ) -> ACTModel:
         """Load what `save` wrote, with its backbone: the one given, or made anew, on `device`.
 
@@ -162,6 +162,7 @@ class ACTModel:
             RunStateError, RunMismatchError: No such folder, or a damaged one; another backbone.
             BackboneError: The backbone's weights are missing or damaged.
         """
+        folder = Path(folder)
         classifier, header = load_head(folder / MODEL_FILE, [CLASSES_FORMAT])
         try:
             positive, made = str(header["positive"]), dict(header["backbone"])
@@ -178,8 +179,8 @@ class ACTModel:
 
 
 _NO_BACKBONE = (
-    "this model was trained on feature rows and has no backbone to make them: give rows [B, D], or load it"
-    " with the backbone"
+    "there is no backbone to make feature rows of posts: give rows [B, D], a NumPy array, or the backbone"
+    " when the model is trained or loaded"
 )
 
 
@@ -197,7 +198,7 @@ def rows_of(
                 f"feature rows of shape {data.shape}: expected [B, {width or 'D'}]"
                 + ("" if backbone is None else f", as the backbone {backbone.name!r} makes them")
             )
-        return np.ascontiguousarray(data, dtype=np.float32)
+        return _finite(np.array(data, dtype=np.float32, order="C"))
     if backbone is None:
         raise TrainingError(_NO_BACKBONE)
     encoded = encode(backbone, data, batch_size, workers)
@@ -207,4 +208,14 @@ def rows_of(
             f"{len(encoded.failures)} of {len(data)} posts cannot be encoded, the first is"
             f" {data[first.index].id!r} ({first.reason}): leave them out"
         )
-    return encoded.rows
+    return _finite(encoded.rows)
+
+
+def _finite(rows: Float32Array) -> Float32Array:
+    broken = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(broken):
+        raise TrainingError(
+            f"{len(broken)} of {len(rows)} feature rows are not finite, row {broken[0]} first: leave their"
+            " posts out"
+        )
+    return rows

@@ -151,6 +151,32 @@ def test_what_cannot_be_trained_on_is_refused():
         train(TRUTH, settings=LINEAR._replace(learning_rate=1e30))
 
 
+@pytest.mark.filterwarnings("error")
+def test_probabilities_that_torch_does_not_read_in_place_are_read():
+    inclusion = np.full(600, 0.5)
+    expected = train(TRUTH, inclusion=inclusion).probabilities(TEST[:5])
+    inclusion.setflags(write=False)
+    for given in (inclusion, inclusion[::-1], inclusion.tolist()):
+        assert np.array_equal(train(TRUTH, inclusion=given).probabilities(TEST[:5]), expected)
+
+
+def test_rows_that_are_not_finite_are_refused_and_have_no_label(tmp_path):
+    broken = ROWS.copy()
+    broken[3] = np.nan
+    with pytest.raises(TrainingError, match="1 of 600 feature rows are not finite, row 3 first"):
+        train(TRUTH, rows=broken)
+    model = ACTModel(train(TRUTH), "a")
+    with pytest.raises(TrainingError, match="row 3 first"):
+        model.predict_labels(broken)
+    model.save(str(tmp_path / "model"))
+    loaded = ACTModel.load(str(tmp_path / "model"))
+    assert loaded.predict_labels(ROWS[:5]) == model.predict_labels(ROWS[:5])
+
+
+def test_classes_come_as_an_array_too():
+    assert ACTTrainer(np.array(["a", "b"])).positive == "a"
+
+
 # ---- the door -----------------------------------------------------------------------------------------
 
 

@@ -295,6 +295,23 @@ def test_too_few_images_say_nothing_instead_of_something(posts):
     assert judgment.state is State.ABSTAIN
 
 
+@pytest.mark.parametrize("text", ["", "the same words everywhere", "\U0001f339"])
+def test_posts_whose_texts_tell_nothing_are_judged_by_their_pictures_or_by_nobody(text):
+    pictures = [Post(f"i{i}", text, (), CLASSES[i % 2]) for i in range(40)]
+    for vectors, expected in ((image_vectors, [one.label for one in pictures[:6]]), (None, [None] * 6)):
+        for agent in offline_agents(CLASSES, image_vectors=vectors):
+            agent.fit(pictures, pool=pictures)
+            assert [one.label for one in agent.judge(pictures[:6])] == expected
+            assert len(agent.predict_out_of_fold(pictures)) == 40
+
+
+def test_labelled_posts_without_a_word_learn_nothing_from_the_words_of_a_pool(posts):
+    labelled = [Post(f"i{i}", "", (), CLASSES[i % 2]) for i in range(20)]
+    agent = offline_agents(CLASSES)[0]
+    agent.fit(labelled, pool=posts[1])
+    assert {one.label for one in agent.judge(posts[1][:5])} == {None}
+
+
 def test_image_vectors_of_the_wrong_shape_are_refused(posts):
     agent = offline_agents(CLASSES, image_vectors=lambda asked: np.zeros((1, 8), np.float32))[0]
     with pytest.raises(LearningError, match=r"\(1, 8\) for 60 posts"):

@@ -43,7 +43,7 @@ def test_replay_gives_back_what_was_said_even_for_odd_ids(tmp_path):
 def test_a_post_that_is_not_in_the_file_is_failed(tmp_path):
     agents = [Scripted(role, {"a": "flower"}) for role in ("reviewer", "user")]
     path = save(tmp_path / "v.jsonl", review([Candidate(Post("a"), "flower", 0.8)], agents))
-    replayed = replayed_agents(path)
+    replayed = replayed_agents(str(path))
     assert [j.state for j in replayed[0].judge([Post("b"), Post("a")])] == [State.FAILED, State.LABEL]
     (verdict,) = review([Candidate(Post("a"), "metal", 0.8)], replayed)
     assert [j.state for j in verdict.judgments] == [State.LABEL, State.LABEL, State.FAILED, State.FAILED]

@@ -117,7 +117,7 @@ def test_the_other_agent_s_words_are_fenced(state, label, shown):
 
 def test_a_user_s_file_replaces_the_built_in_one(tmp_path):
     (tmp_path / "judge.zero_shot.txt").write_text("Mine costs $$5.\n")
-    assert prompts(folder=tmp_path).fill("judge.zero_shot") == "Mine costs $5."
+    assert prompts(folder=str(tmp_path)).fill("judge.zero_shot") == "Mine costs $5."
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,15 @@ def test_a_fresh_process_gives_identical_rows_and_fingerprint(tiny_clip, backbon
     np.testing.assert_array_equal(np.load(tiny_clip / "rows.npy"), rows)
 
 
+def test_half_a_surrogate_pair_and_a_path_as_text_are_encoded(backbone, post, picture):
+    image = picture("a.png")
+    odd = post("a", "two \ud800 words", (str(image),))
+    plain = post("a", "two ? words", (image,))
+    np.testing.assert_array_equal(backbone.encode([odd]).rows, backbone.encode([plain]).rows)
+    rows = [backbone.module(backbone.collate([one])).detach() for one in (odd, plain)]
+    assert torch.equal(*rows)
+
+
 def test_loading_leaves_the_random_state_as_it_was(tiny_clip):
     before = torch.random.get_rng_state()
     load_backbone("clip", model="tiny-clip", weights=tiny_clip / "weights.safetensors", device="cpu")

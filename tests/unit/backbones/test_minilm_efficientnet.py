@@ -224,3 +224,9 @@ def test_unknown_names_and_devices():
         load_backbone("resnet")
     with pytest.raises(ValueError, match="fp64"):
         load_backbone("minilm_efficientnet", dtype="fp64")
+
+
+def test_half_a_surrogate_pair_does_not_end_the_batch(post):
+    backbone = load_backbone("minilm_efficientnet", device=torch.device("cpu"))
+    rows = backbone.encode([post("a", "x \ud800 y"), post("b", "x ? y")]).rows
+    np.testing.assert_array_equal(rows[0], rows[1])

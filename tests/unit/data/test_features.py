@@ -16,7 +16,7 @@ from PIL import Image
 from backbones.base import Encoded, EncodeFailure, FeatureLayout
 from selftrain.data.feature_store import FORMAT, FeatureStore
 from selftrain.data.features import extract_features
-from selftrain.errors import CacheError, TrainingError
+from selftrain.errors import CacheError, RecipeError, TrainingError
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -271,6 +271,32 @@ backbone = FakeBackbone()
 assert (extract_features(posts, backbone, root).rows(np.arange(40)) == expected(posts)).all()
 assert backbone.encoded == []
 """
+
+
+@pytest.mark.parametrize(
+    ("spoil", "shape"),
+    [(lambda rows: rows[:-1], r"\(4, 8\)"), (lambda rows: rows[:, 1:], r"\(5, 7\)"), (np.ravel, r"\(40,\)")],
+)
+def test_rows_of_another_shape_are_refused_and_not_kept(tmp_path, spoil, shape):
+    class Own(FakeBackbone):
+        def encode(self, posts, **options):
+            return Encoded(spoil(super().encode(posts, **options).rows), ())
+
+    posts = some_posts(5)
+    with pytest.raises(RecipeError, match=rf"Own as backbone: encode gave rows of shape {shape} for 5 posts"):
+        extract_features(posts, Own(), tmp_path)
+    found = extract_features(posts, FakeBackbone(), tmp_path).rows(np.arange(5))
+    np.testing.assert_array_equal(found, expected(posts))
+
+
+def test_rows_of_other_numbers_are_kept_as_float32(tmp_path):
+    class Own(FakeBackbone):
+        def encode(self, posts, **options):
+            return Encoded(super().encode(posts, **options).rows.astype(float).tolist(), ())
+
+    posts = some_posts(5)
+    found = extract_features(posts, Own(), tmp_path).rows(np.arange(5))
+    np.testing.assert_array_equal(found, expected(posts))
 
 
 def test_a_device_without_memory_is_said_so_and_what_was_encoded_is_kept(tmp_path):
