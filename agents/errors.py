@@ -29,7 +29,7 @@ class NotFittedError(AgentError, RuntimeError):
 
 
 class ReviewError(AgentError, RuntimeError):
-    """An agent or a panel that did not answer every post once, in order."""
+    """An agent or a panel that did not answer every post once, in order, or that lacks a method."""
 
 
 class ReplayError(AgentError, ValueError):

@@ -112,12 +112,14 @@ class CrossReview:
         user: The second one, of another role; None: the first has nobody to hear, and is never asked again.
 
     Raises:
-        ReviewError: Two agents of one role.
+        ReviewError: Two agents of one role, or one that lacks a method.
     """
 
     def __init__(self, reviewer: Agent, user: Agent | None = None) -> None:
         self.reviewer, self.user = reviewer, user
         self._agents = (reviewer,) if user is None else (reviewer, user)
+        for agent in self._agents:
+            _check_methods(agent, alone=user is None)
         _check_roles(self._agents)
 
     @property
@@ -198,6 +200,22 @@ def review(candidates: Sequence[Candidate], agents: Sequence[Agent]) -> list[Ver
         )
         for i, candidate in enumerate(candidates)
     ]
+
+
+def _check_methods(agent: Agent, *, alone: bool) -> None:
+    """Refuse before anybody is asked what would end in the middle of a review."""
+    wanted = [name for name in vars(Agent) if not name.startswith("_")]
+    if alone:
+        wanted.remove("reconsider")
+    learns = [name for name in vars(Learner) if name in ("fit", "predict_out_of_fold")]
+    if any(hasattr(agent, name) for name in learns):  # one alone would never be called
+        wanted += learns
+    lacks = [name for name in wanted if not hasattr(agent, name)]
+    if lacks:
+        raise ReviewError(
+            f"{type(agent).__qualname__} as an agent: it has no {', '.join(lacks)}; expected what"
+            " agents.judgment.Agent describes, and Learner where it learns (docs/extending.md)"
+        )
 
 
 def _check_roles(agents: Sequence[Agent]) -> None:

@@ -146,15 +146,16 @@ class SelfTrainer:
         start: Start = "pretrained",
         on_near_chance: OnNearChance | None = None,
     ) -> None:
-        panel = panel or OfflinePanel()
-        rule = rule or building.default_rule_for(panel)
+        # not `or`: a part that is empty, a list say, is a part
+        panel = OfflinePanel() if panel is None else panel
+        rule = building.default_rule_for(panel) if rule is None else rule
         self._parts = building.Parts(
-            classifier=classifier or HeadTrainer(),
-            selector=selector or building.default_selector_for(rule),
+            classifier=HeadTrainer() if classifier is None else classifier,
+            selector=building.default_selector_for(rule) if selector is None else selector,
             panel=panel,
-            loss=loss or PNULoss(),
+            loss=PNULoss() if loss is None else loss,
             rule=rule,
-            reviewers=reviewers or HumanReview(),
+            reviewers=HumanReview() if reviewers is None else reviewers,
             backbone=backbone,
         )
         self._folds = folds
@@ -371,8 +372,10 @@ class Run:
                 f"{self.folder.path} was begun in Python, where the task was an object: go on with"
                 " `SelfTrainer.fit` on the same posts and parts"
             )
-        backbone = parts.backbone or build_backbone(self.recipe)
-        pool = None if parts.backbone else building.encoder_pool(self.recipe, self._engine)
+        if parts.backbone is None:
+            backbone, pool = build_backbone(self.recipe), building.encoder_pool(self.recipe, self._engine)
+        else:
+            backbone, pool = parts.backbone, None
         if self._data is None:
             return prepare(self.recipe, backbone, progress=progress, pool=pool)
         return prepare_split(self.recipe, self._data, backbone, progress=progress, pool=pool)

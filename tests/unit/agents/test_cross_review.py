@@ -134,3 +134,29 @@ def test_verdicts_and_judgments_come_one_by_one_too():
     assert panel.predict_out_of_fold([Post("a")])["reviewer"][0].label == "flower"
     verify, panel.verify = panel.verify, lambda asked: (one for one in verify(asked))
     assert [one.consistent for one in verdicts_of(panel, candidates("a"))] == [True]
+
+
+def test_an_agent_without_a_method_is_refused_before_anybody_is_asked():
+    class Judges:
+        role, simulated = "reviewer", False
+
+        def judge(self, posts):
+            return []
+
+        def describe(self):
+            return {}
+
+    CrossReview(Judges())  # alone it is never asked again
+    with pytest.raises(ReviewError, match=r"Judges as an agent: it has no reconsider; expected what"):
+        CrossReview(Judges(), Scripted("user", {}))
+
+    class Learns(Judges):
+        def fit(self, labelled, *, accepted=(), pool=()):
+            raise AssertionError
+
+    with pytest.raises(ReviewError, match=r"Learns as an agent: it has no predict_out_of_fold;"):
+        CrossReview(Learns())
+    with pytest.raises(
+        ReviewError, match=r"NoneType as an agent: it has no role, simulated, judge, describe;"
+    ):
+        CrossReview(None)

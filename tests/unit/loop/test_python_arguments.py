@@ -103,3 +103,11 @@ def test_verdicts_of_a_round_that_is_not_there(tmp_path):
 def test_any_integer_draws_posts(tmp_path):
     drawn = [st.draw_posts(tmp_path / str(seed), 2, seed).read_bytes() for seed in (3, np.int64(3))]
     assert drawn[0] == drawn[1]
+
+
+def test_an_empty_part_is_a_part(report):
+    class Chooses(list):
+        def select(self, chunks, *, most, classes, seed):
+            raise AssertionError
+
+    assert isinstance(st.SelfTrainer(selector=Chooses())._parts.selector, Chooses)
