@@ -94,7 +94,7 @@ def import_published(
         echo(f"note: {note}")
     if done.skipped:
         echo(f"{len(done.skipped):,} rows left out:")
-        print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
+        print_some([f"  {one}" for one in done.skipped])
 
 
 @app.command(epilog="Example: selftrain data tasks hateful-memes --out task.toml")
@@ -170,9 +170,7 @@ def _print_report(
     echo("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
     if report.problems:
         echo("set aside:")
-        print_some(
-            [f"  line {one.line}, id {one.post_id!r}: {one.reason}; {one.remedy}" for one in report.problems]
-        )
+        print_some([f"  {one}" for one in report.problems])
     if report.notes:
         echo("how it was read:")
         print_some([f"  {note}" for note in report.notes])

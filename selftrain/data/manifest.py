@@ -603,6 +603,12 @@ class Problem(NamedTuple):
     reason: str  # what was found and what was expected
     remedy: str  # what to do
 
+    def __str__(self) -> str:
+        line = f"line {self.line}" if self.line else ""
+        post = "" if self.post_id is None else f"id {self.post_id!r}"
+        where = ", ".join(filter(None, [line, post]))
+        return f"{where}{': ' if where else ''}{self.reason}; {self.remedy}"
+
 
 class Tolerance(NamedTuple):
     """How much may be set aside before a command stops; both limits must be kept."""
@@ -797,6 +803,6 @@ def read_manifest(
 def describe(problems: tuple[Problem, ...], most: int = LISTED) -> Iterator[str]:
     """Describe problems: one line each, the first `most` of them, then how many more there are."""
     for problem in problems[:most]:
-        yield f"  line {problem.line}, id {problem.post_id!r}: {problem.reason}; {problem.remedy}"
+        yield f"  {problem}"
     if len(problems) > most:
         yield f"  and {len(problems) - most} more"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from selftrain.data.manifest import Tolerance, read_manifest
+from selftrain.data.manifest import Tolerance, describe, read_manifest
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
@@ -244,7 +244,7 @@ def test_a_missing_file_and_an_empty_one(tmp_path):
     path = tmp_path / "empty.jsonl"
     path.touch()
     report = read_manifest(path)
-    assert report.problems[0].reason == "the file holds no rows"
+    assert [*describe(report.problems)] == ["  the file holds no rows; write at least one post into it"]
     for tolerance in (Tolerance(), Tolerance(None, None)):  # of no rows none can be tolerated
         with pytest.raises(
             ManifestError, match=r"empty\.jsonl holds no rows: write at least one post into it$"
