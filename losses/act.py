@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.base import BatchError, LossOutput, SettingError, is_number
+from losses.precision import widened
 
 
 class ACTWeights(NamedTuple):
@@ -122,7 +123,7 @@ def act_cross_entropy(
             f"logits have shape {tuple(logits.shape)} and type {logits.dtype}: expected floats [B, K], one "
             "logit a class, K >= 2"
         )
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = widened(logits)
     _check_shapes({"inclusion": inclusion, "logits": wide[:, 0]}, reviewed)
     reviewed = reviewed.to(wide.device)
     used = {"machine label": machine_labels, "human label": human_labels}
@@ -157,8 +158,7 @@ def act_weights(reviewed: Tensor, inclusion: Tensor, *, power: float = 1.0) -> A
         raise SettingError(f"power is {power}: expected a finite number >= 0; 1 is the published loss")
     _check_shapes({"inclusion": inclusion}, reviewed)
     _check_inclusion(reviewed, inclusion)
-    wide = inclusion.detach()
-    wide = wide if wide.dtype == torch.float64 else wide.float()
+    wide = widened(inclusion.detach())
     # `where` twice: no division by the 0 of a post that was not reviewed
     ratio = torch.where(reviewed, 1.0 / torch.where(reviewed, wide, 1.0), 0.0)
     return ACTWeights(power * (1.0 - ratio), ratio)
@@ -206,7 +206,7 @@ def _combined(
     divisor = machine.numel() if size is None else size
     if not (is_number(divisor) and math.isfinite(divisor) and divisor > 0):
         raise SettingError(f"size is {divisor!r}: expected a number > 0, the same for every batch")
-    machine, human = (one if one.dtype == torch.float64 else one.float() for one in (machine, human))
+    machine, human = widened(machine), widened(human)
     # `where` and not a product: a NaN where nobody looked would make NaN of 0 times it, and of its gradient
     seen = torch.where(reviewed, human, 0.0)
     loss = (weights.machine * machine + weights.human * seen).sum() / divisor

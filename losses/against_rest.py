@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from losses.base import BatchError, LossOutput, RoundLoss
+from losses.precision import widened
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,7 @@ class AgainstRest:
     def __call__(self, logits: Tensor, groups: Tensor, targets: Tensor) -> LossOutput:
         """See `ClassLoss`; a part is the mean of the classes' parts of that name."""
         self._check(logits, groups, targets)
-        if logits.dtype != torch.float64:
-            logits = logits.float()  # log-odds of half precision would be rounded before any loss sees them
+        logits = widened(logits)  # log-odds of half precision would be rounded before any loss sees them
         first = logits.shape[1] - len(self.losses)
         parts = [
             loss(_against_rest(logits, first + column), groups[:, column], targets[:, column])

@@ -44,6 +44,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.base import BatchError, Group, LossOutput, SettingError, SupportsArray, is_number
+from losses.precision import widened
 
 LAMBDA_U = 0.1
 AGREED_WEIGHT = 0.5
@@ -189,7 +190,7 @@ class PNULoss:
     ) -> GroupedBatch:
         """Check a batch and compute its surrogate losses, in float32 at least."""
         _check_shapes(logits, groups, targets, weights)
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide = widened(logits)
         groups = groups.to(wide.device).long()
         agreed = (groups == Group.AGREED_POSITIVE) | (groups == Group.AGREED_NEGATIVE)
         if targets is None:
