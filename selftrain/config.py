@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from agents.client.urls import may_hold_secret
 from backbones.images import MAX_PIXELS
 from selftrain._util.plugins import choices, is_own
 from selftrain._util.toml_sections import TABLE, WORD, WORD_OR_TABLE, Section, TablePath, read_table
@@ -90,7 +91,7 @@ class OneOf:
 
 def _without_secrets(servers: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse what may hold a password: the recipe is written into the run's folder."""
-    if any(set("@?#") & set(one) for one in servers):
+    if any(map(may_hold_secret, servers)):
         raise ValueError(
             "a server's URL holds a user, a query or a fragment, which would be written into run folders:"
             " expected http://host:port; a key belongs into the environment variable"

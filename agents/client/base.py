@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from agents.client.urls import is_usable
 from agents.errors import ServerRefusedError
 
 
@@ -288,23 +289,6 @@ def route_to(url: str) -> Route:
     # loading them takes 0.1 s, and plain HTTP needs none
     secure = "https" in (parts.scheme, urlsplit(proxy).scheme)
     return Route(proxy, variable, secure and _certificates())
-
-
-def is_usable(url: str) -> bool:
-    """Tell whether a URL is http(s) and names a port and a host that can be looked up.
-
-    Else the libraries below raise each an error of its own, in the middle of a call.
-    """
-    try:
-        host, port = urlsplit(url).hostname or "", urlsplit(url).port
-        if re.fullmatch(r"[\d.]+", host):
-            ipaddress.ip_address(host)
-        if re.search(r"[\x00-\x20\x7f<>^`{|}%\\]", host):
-            return False
-        looked_up = host.encode("idna")  # as the resolver will: labels of 1 to 63 characters
-    except ValueError:
-        return False
-    return urlsplit(url).scheme in ("http", "https") and bool(looked_up) and port != 0
 
 
 def _bypassed(place: str, host: str, hosts: str) -> bool:

@@ -24,9 +24,10 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from agents.client.base import Route, is_usable, route_to
+from agents.client.base import Route, route_to
 from agents.client.limiter import Limiter
 from agents.client.messages import BrokenAnswerError
+from agents.client.urls import is_usable, may_hold_secret
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def plain_endpoint(text: str) -> str:
     Raises:
         ServerRefusedError: It is no http(s) URL, or one with a user, a query or a fragment.
     """
-    if set("@?#") & set(text):
+    if may_hold_secret(text):
         # not shown: it may hold a password
         raise ServerRefusedError(
             "a server's URL holds a user, a query or a fragment: expected http://host:port; a key belongs "
