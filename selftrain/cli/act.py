@@ -127,12 +127,7 @@ def select_models(
             self_criticism=self_criticism, buffer=buffer,
             pool=unlabelled if pool is None else pool, seed=seed,
         )  # fmt: skip
-    if json_file == "-":
-        print_json(choice.to_json())
-        return
-    if json_file is not None:
-        atomic.write_json(Path(json_file), choice.to_json())
-    _print_choice(choice)
+    _tell(choice, json_file)
 
 
 @contextmanager
@@ -168,6 +163,16 @@ def _by_model(runners: dict[str, running.Runner]) -> dict[str, running.Runner]:
         name = runner.identity().model
         named[name if name not in named else f"{name} at {server}"] = runner
     return named
+
+
+def _tell(choice: selecting.ModelSelection, json_file: str | None) -> None:
+    """Print a choice, and write all that was measured to a file; to "-" that alone, on standard output."""
+    if json_file == "-":
+        print_json(choice.to_json())
+        return
+    if json_file is not None:
+        atomic.write_json(Path(json_file), choice.to_json())
+    _print_choice(choice)
 
 
 def _print_choice(choice: selecting.ModelSelection) -> None:
