@@ -269,6 +269,18 @@ def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterato
             yield _line(method, [*about, *cells, str(len(seeds))])
 
 
+def _last_epochs(figures: Figures, dataset: str, n: int, precision: str) -> Iterator[str]:
+    """Yield a line a way: the AUC of each seed after the last epoch."""
+    found = {
+        way: figures.values(f"{way}{precision}, {LAST_EPOCH}", n, "auc", dataset=dataset) for way in VARIANTS
+    }
+    seeds = sorted(set().union(*found.values()))
+    yield from _head("AUC after the last epoch", [f"seed {seed}" for seed in seeds])
+    for way, by_seed in found.items():
+        if by_seed:
+            yield _line(way, ["" if seed not in by_seed else _spread([by_seed[seed]]) for seed in seeds])
+
+
 def _over_way(
     figures: Figures, dataset: str, n: int, precision: str, *,
     reference: str, metrics: Mapping[str, str], epoch: str = "",
@@ -468,6 +480,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
         "agentps",
         lambda figures: _over_way(figures, *MEMES, reference="vanilla", metrics=AUC_AND_RECALL),
     ),
+    "agentps, memes, the last epoch": ("agentps", lambda figures: _last_epochs(figures, *MEMES)),
     "agentps over vanilla, memes, the last epoch": (
         "agentps",
         lambda figures: _over_way(

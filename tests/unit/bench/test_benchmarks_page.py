@@ -87,6 +87,16 @@ def test_what_a_variant_has_over_vanilla_is_told_by_seed_and_in_the_mean():
     assert first == "| multitask | | +1.0 [1.0, 1.0] | |"
 
 
+def test_the_last_epoch_of_a_variant_is_told_by_seed():
+    made = Figures(None)
+    for method, seed, value in (("vanilla", 3, 0.83), ("vanilla", 4, 0.798), ("multitask", 4, 0.82)):
+        made.add([Figure("agentps", "memes", f"{method}, x, the last epoch", 40, seed, "auc", value)])
+    made.add([Figure("agentps", "memes", "agentps, x", 40, 4, "auc", 0.9)])
+    head, _, *lines = page._last_epochs(made, "memes", 40, ", x")
+    assert head == "| AUC after the last epoch | seed 3 | seed 4 |"
+    assert lines == ["| vanilla | .830 | .798 |", "| multitask | | .820 |"]
+
+
 def test_a_page_without_the_marks_of_a_table_is_refused():
     with pytest.raises(ValueError, match=r"no marks of the table 'hsol'.*expected <!-- hsol: \.\.\. -->"):
         page.filled("<!-- harmeme: x -->\n<!-- end of harmeme -->\n", "hsol", ["| a |"])
