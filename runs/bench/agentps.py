@@ -39,6 +39,7 @@ PARTS = ("pairs", "ordered", "memes", "severity", "speed", "padding", "served", 
 ABLATION = ("vanilla", "vanilla, asked", "multitask", "multitask, asked", "agentps")
 BESIDE = ("multitask, fed", "agentps, rounds", "agentps, fed")
 LABELS = ("agentps, soft", "agentps, 20 % wrong", "agentps, 40 % wrong", "agentps, a quarter")
+REPEATS = ("vanilla, again", "agentps, again")
 DIVISORS = ("agentps, a quarter, by expected", "agentps, a quarter, by answers")
 REFERENCES = ("vanilla", "agentps")
 ENDS = ("", "_low", "_high")  # of an interval's figures
@@ -57,7 +58,7 @@ class Cells(NamedTuple):
 TRAINED = (
     Cells("pairs", "pairs, exactly one", 1000, (*ABLATION, *BESIDE, *LABELS, *DIVISORS)),
     Cells("ordered", "pairs, the first alone", 1000, (*ABLATION, *BESIDE)),
-    Cells("memes", "hateful memes", 4000, (*ABLATION, *BESIDE, *LABELS)),
+    Cells("memes", "hateful memes", 4000, (*ABLATION, *REPEATS, *BESIDE, *LABELS)),
     Cells("severity", "harmeme", 2000, ("vanilla", "multitask", "agentps")),
 )
 MEASURED: Mapping[str, tuple[str, tuple[str, ...]]] = {

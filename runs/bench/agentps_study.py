@@ -49,6 +49,7 @@ RANK, ALPHA = 16, 32
 RATE = 3e-4
 VALIDATION = 300
 HELD_OUT = 3000
+_AGAIN = 1000  # added to the seed of a training that is drawn again
 
 # ---- what is varied -------------------------------------------------------------------------------------
 
@@ -65,6 +66,7 @@ class Way(NamedTuple):
     fed: bool = False
     labels: Labels = "as given"
     divisor: Divisor = "posts"
+    again: bool = False  # the same posts, other first weights and another order: what one training's luck is
 
 
 WAYS: Mapping[str, Way] = {
@@ -79,6 +81,8 @@ WAYS: Mapping[str, Way] = {
     "agentps, soft": Way("agentps", labels="soft"),
     "agentps, 20 % wrong": Way("agentps", labels="20 % wrong"),
     "agentps, 40 % wrong": Way("agentps", labels="40 % wrong"),
+    "vanilla, again": Way("vanilla", again=True),
+    "agentps, again": Way("agentps", again=True),
     "agentps, a quarter": Way("agentps", labels="a quarter"),
     "agentps, a quarter, by expected": Way("agentps", labels="a quarter", divisor="expected"),
     "agentps, a quarter, by answers": Way("agentps", labels="a quarter", divisor="answers"),
@@ -357,6 +361,8 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
         questions with two answers, where they have heads. The epoch is chosen by AUC on the validation posts.
     """
     pictures = any(post.images for post in drawn.train)
+    posts = relabel(drawn.train, drawn.task, way.labels, seed)
+    seed += _AGAIN * way.again
     made, settings = _settings(way, base, seed, place, pictures=pictures)
     # TensorFloat-32 on a GPU: fewer kernels than autocast, and these are small
     torch.set_float32_matmul_precision("high")
@@ -376,7 +382,6 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> Tested:
             )
         )  # fmt: skip
 
-    posts = relabel(drawn.train, drawn.task, way.labels, seed)
     told = [made.model_dump(mode="json"), settings.model_dump(), way, drawn.task.name, len(posts)]
     identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     folder = place.work / f"cell-{identity[:16]}"
