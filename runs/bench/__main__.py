@@ -1,4 +1,8 @@
-"""The studies, each in a module of this folder with a parser of its own: ``python -m runs.bench STUDY``."""
+"""The studies, each in a module of this folder with options of its own: ``python -m runs.bench STUDY``.
+
+A module gives `add_options(parser)`, and `run(args, figures)`, which measures what the figures lack, and
+prints them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agents.errors import AgentError
+from runs.bench.study import Figures
 from selftrain.errors import SelftrainError
 
 
@@ -20,6 +25,7 @@ class Study(NamedTuple):
     about: str
     quick: str
     module: str = ""  # its file here, where that is called otherwise
+    kept: bool = True  # whether there are figures for --json to keep
 
 
 STUDIES = {
@@ -67,6 +73,7 @@ STUDIES = {
     "decisions": Study(
         "AgentPS's thresholds, calibration and weights of answers",
         "--posts 12,12,12 --seeds 0 --epochs 1 --weights balanced",
+        kept=False,
     ),
     "report": Study("size of a long run's report, and how fast a browser opens it", "--n 100,1000"),
     "act": Study(
@@ -108,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The study's name and its options; None: those of this process.
 
     Returns:
-        The study's exit status; 2 after an error that has a message.
+        The exit status: 2 after an error that has a message.
     """
     wide = max(map(len, STUDIES))
     parser = argparse.ArgumentParser(
@@ -122,74 +129,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("study", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of the study")
     args = parser.parse_args(argv)
-    if "--quick" in args.options:  # before the others: who gives an option again means the last one
-        args.options.remove("--quick")
-        args.options = [*shlex.split(STUDIES[args.study].quick), *args.options]
+    options = args.options
+    if "--quick" in options:  # before the others: who gives an option again means the last one
+        options.remove("--quick")
+        options = [*shlex.split(STUDIES[args.study].quick), *options]
     try:
-        return run_features(args.options) if args.study == "features" else run_study(args.study, args.options)
+        run_study(args.study, options)
     except (SelftrainError, AgentError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
-
-
-def run_study(name: str, options: Sequence[str]) -> int:
-    """A study whose module gives `add_parser(subparsers)` and `run(args)`."""
-    module = importlib.import_module(f"runs.bench.{STUDIES[name].module or name}")
-    parser = argparse.ArgumentParser(prog="python -m runs.bench")
-    module.add_parser(parser.add_subparsers())
-    return int(module.run(parser.parse_args([name, *options])))
-
-
-def run_features(options: Sequence[str]) -> int:
-    """Texts a second on HSOL's tweets, ours and theirs in turns."""
-    parser = argparse.ArgumentParser(
-        prog="python -m runs.bench features", description=STUDIES["features"].about
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of HSOL's labeled_data.csv")
-    parser.add_argument("--n", type=int, default=2000, help="how many tweets (default: 2000)")
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: 3)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
-    args = parser.parse_args(options)
-    if args.n < 1 or args.repeats < 1:
-        parser.error(f"--n {args.n} --repeats {args.repeats}: expected at least 1 of each")
-
-    from runs.bench.features import texts_throughput
-    from runs.bench.study import Figure, Figures
-
-    figures = Figures(args.json)
-    if not figures.has("features", "ours", args.n, 0):
-        result = texts_throughput(hsol_texts(args.data, args.n), args.repeats)
-        values = {
-            ("ours", "ratio"): result.ratio,
-            ("ours", "texts_per_second"): result.ours,
-            ("sentence_transformers", "texts_per_second"): result.theirs,
-        }
-        figures.add(
-            [Figure("features", "hsol", who, args.n, 0, what, value) for (who, what), value in values.items()]
-        )
-    print("\n".join(figures.table()))
     return 0
 
 
-def hsol_texts(source: Path, count: int) -> list[str]:
-    """The first `count` tweets that hold a word.
-
-    Raises:
-        ManifestError: No labeled_data.csv there, or no tweet in it.
-    """
-    from selftrain.data.importers import hsol
-    from selftrain.data.importers.base import Record
-    from selftrain.errors import ManifestError
-
-    texts: list[str] = []
-    for record in hsol.read(source).records:
-        if isinstance(record, Record) and record.text.strip():
-            texts.append(record.text)
-        if len(texts) == count:
-            break
-    if not texts:
-        raise ManifestError(f"{source} holds no tweet: expected HSOL's labeled_data.csv")
-    return texts
+def run_study(name: str, options: Sequence[str]) -> None:
+    """Run a study with the options that follow its name; `args.study` is that name."""
+    study = STUDIES[name]
+    module = importlib.import_module(f"runs.bench.{study.module or name}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m runs.bench {name}", description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    module.add_options(parser)
+    parser.set_defaults(study=name)
+    if study.kept:
+        parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+    args = parser.parse_args(options)
+    module.run(args, Figures(args.json if study.kept else None))
 
 
 if __name__ == "__main__":

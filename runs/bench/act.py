@@ -87,9 +87,8 @@ class Split(NamedTuple):
     validation: IntArray
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
-    parser = subparsers.add_parser("act", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
     parser.add_argument("--data", type=Path, help="folder that holds tweeteval/ and hsol/; not for coverage")
     parser.add_argument("--part", choices=("training", "coverage", "loop", "reviewers", "all"), default="all")
     parser.add_argument("--datasets", default=",".join(ACCURACIES), help="data sets, by commas")
@@ -99,16 +98,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--reviews", type=int, default=act_coverage.REVIEWS, help="simulated reviews (default: %(default)s)"
     )
     parser.add_argument("--cache", type=Path, help="feature cache (default: the user's)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measures what --json does not hold yet, and prints the tables.
 
     Raises:
         DataError: The data is not there; the message says where to get it.
     """
-    figures = Figures(args.json)
     if args.part in ("training", "all"):
         for name in args.datasets.split(","):
             _training(figures, name, args)
@@ -129,7 +126,6 @@ def run(args: argparse.Namespace) -> int:
             ]
         )
     )
-    return 0
 
 
 # ---- training on what a budget buys -----------------------------------------------------------------

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -71,11 +71,8 @@ MEASURED: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Part -> the data set that its figures are kept under, and what is measured once."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser(
-        STUDY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder that holds fhm_text/, hsol/ and harmeme/"
     )
@@ -93,10 +90,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure what the file does not hold yet, and print the tables.
 
     Raises:
@@ -107,7 +103,6 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.parts.split(",")
     if unknown := sorted(set(wanted) - set(PARTS)):
         raise DataError(f"no parts {unknown}: expected some of {','.join(PARTS)}")
-    figures = Figures(args.json)
     for part in wanted:
         if part == "gpu" and (lacking := _no_gpu(args.device)):
             print(f"gpu: not measured, {lacking}", flush=True)
@@ -124,7 +119,6 @@ def run(args: argparse.Namespace) -> int:
             _compare(cells, seed, figures, args)
             _choose_epochs(cells, seed, figures, args)
     print("\n".join(line for cells in trained for line in tables(figures, cells, args)))
-    return 0
 
 
 def chosen_cells(args: argparse.Namespace) -> list[Cells]:

@@ -21,7 +21,6 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from runs.bench.study import Figure, Figures
 from selftrain.errors import DataError
@@ -34,11 +33,8 @@ OF_JUDGE = ("judge", "gain", "pull", "flips", "turned")
 STUDY = "agents"
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
-    parser = subparsers.add_parser(
-        "agents", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hsol/ and harmeme/")
     parser.add_argument("--models", type=Path, required=True, help="where the small models are built, once")
     parser.add_argument(
@@ -61,10 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--posts", type=int, default=48, help="posts a pass (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of passes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measures the parts that the file does not hold yet, and prints the table.
 
     Raises:
@@ -76,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
     unknown = sorted(set(wanted) - set(PARTS))
     if unknown:
         raise SelftrainError(f"no parts {unknown}: expected some of {','.join(PARTS)}")
-    figures = Figures(args.json)
     missing = [part for part in wanted if not figures.has(STUDY, _method(part, args), args.posts, args.seed)]
     served = (
         (("throughput", "reference"), args.text_server, "smollm2"),
@@ -92,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
     for part in (one for one in missing if one in ("memory", "labels", "client", "knee", "turned")):
         _measure(part, "", args, figures)
     print("\n".join(figures.table()))
-    return 0
 
 
 def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures) -> None:

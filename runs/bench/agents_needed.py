@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -74,22 +74,19 @@ def worlds() -> Iterator[World]:
     yield World(1.0, asked=1900)  # all labels of the pool
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser(STUDY, description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the study of judges' sets")
     parser.add_argument("--sets", default="hatebiasnet,tweeteval_hate", help="by commas (default: two)")
     parser.add_argument("--seeds", type=numbers, default="0,1", help="as 0..9, or by commas (default: 0,1)")
     parser.add_argument("--worlds", type=int, help="so many, those that tell most (default: all)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
     parser.add_argument("--svg", type=Path, help="draw them here")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure what --json does not hold yet, print the table, draw the figure where asked to."""
     from backbones import load_backbone
 
-    figures = Figures(args.json)
     backbone = load_backbone("minilm_efficientnet")
     sets, chosen = list(find_sets(args.data, args.sets)), list(worlds())[: args.worlds]
     for seed in args.seeds:
@@ -108,7 +105,6 @@ def run(args: argparse.Namespace) -> int:
     if args.svg is not None:
         draw(figures, args.svg)
         print(args.svg)
-    return 0
 
 
 def _there(figures: Figures, judged: JudgedSet, world: World, seed: int) -> bool:

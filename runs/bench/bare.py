@@ -47,11 +47,8 @@ THRESHOLD = 0.5
 TEXT_LIMIT = 20_000
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser(
-        STUDY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     parser.add_argument("--parts", default=",".join(PARTS), help="some of these, by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each server (default: 15)")
     parser.add_argument("--posts", type=int, default=1000, help="posts to filter (default: 1000)")
@@ -63,17 +60,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--chromium", help="the browser (default: the chromium on the path)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of both (default: 3)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure the pairs that --json does not hold yet, and print all.
 
     Raises:
         DataError: No part is called so, or a server does not start.
         SelftrainError: A report is to be opened, and there is no Chromium, or no Playwright to drive it.
     """
-    figures = Figures(args.json)
     todo = [
         (part, n, repeat)
         for repeat in range(args.repeats)
@@ -87,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{part} {n} {repeat}: " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
             figures.add([Figure(STUDY, "drawn", part, n, repeat, *one) for one in found.items()])
     print("\n".join(figures.table()))
-    return 0
 
 
 def _sizes(args: argparse.Namespace) -> list[tuple[str, int]]:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from runs.bench import pools, scale
 from runs.bench.serve import train_on_drawn
@@ -66,11 +66,8 @@ class Rates(NamedTuple):
         return self.fixed + posts * self.pooled + worded * self.words + pictures * self.picture
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser(
-        STUDY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     parser.add_argument("--small", type=int, default=500, help="posts to measure rates on (default: 500)")
     parser.add_argument("--words", type=int, default=5000, help="posts of words to predict (default: 5000)")
     parser.add_argument("--pictured", type=int, default=1000, help="posts with pictures (default: 1000)")
@@ -80,12 +77,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, help="of all (default: 3)")
     parser.add_argument("--posts", type=float, default=1e8, help="what to tell the hours of (default: 1e8)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure the repeats that --json does not hold yet, and print predicted beside measured."""
-    figures = Figures(args.json)
     sizes = Sizes(args.small, args.words, args.pictured, args.pool, args.labelled)
     todo = [seed for seed in range(args.repeats) if not figures.has(STUDY, "model", args.small, seed)]
     if todo:
@@ -95,7 +90,6 @@ def run(args: argparse.Namespace) -> int:
                 figures.add(measured_once(Path(name), sizes, seed))
     print("\n".join([*figures.table(), "", *wholes(figures), "", *hours(figures, args.posts)]))
     print("\n".join(["", *floors(args.posts)]))
-    return 0
 
 
 # ---- the posts -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runs.bench.study import numbers
+from runs.bench.study import Figures, numbers
 from selftrain.agentps.dataset import FINAL
 from selftrain.agentps.decisions import Decisions, full_report, with_answers
 from selftrain.agentps.predict import predict, redecide
@@ -26,7 +26,6 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, dump_task
 
-STUDY = "decisions"
 QUESTION = Question("hate", "Would anybody call this hate speech?", ("yes", "no"))
 TASK: Task = replace(hsol.TASK, questions=(QUESTION,))
 RULES: Sequence[Mapping[str, str]] = (
@@ -36,11 +35,8 @@ RULES: Sequence[Mapping[str, str]] = (
 )
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser(
-        STUDY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hsol/")
     parser.add_argument("--work", type=Path, required=True, help="where posts and models are kept")
     parser.add_argument(
@@ -51,14 +47,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--weights", default="none,balanced", help="of the classes (default: %(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Train what is not trained yet, and print the tables."""
     for seed in args.seeds:
         train, validation, test = _drawn(args.data / "hsol", args.posts, seed)
         for weights in args.weights.split(","):
             out = args.work / f"{weights}-{seed}"
             _measure(out, [*train, *validation], test, weights=weights, seed=seed, epochs=args.epochs)
-    return 0
 
 
 def _drawn(source: Path, sizes: Sequence[int], seed: int) -> list[list[Post]]:

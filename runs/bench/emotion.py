@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runs.bench.judges import METHODS, WITHOUT_AGENTS, JudgedSet, measure_seed, tables
 from runs.bench.loop_study import cut
@@ -29,9 +29,8 @@ SHOWN = (*WITHOUT_AGENTS, *PEERS, "ours")
 ROLES = ("reviewer", "user")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser("emotion", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {SOURCE}")
     parser.add_argument(
         "--n", type=numbers, default="100", help="numbers of labels, by commas (default: 100)"
@@ -42,10 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--accuracy", type=float, default=0.8, help="of each agent (default: .8)")
     parser.add_argument("--shared", type=float, default=0.7, help="see `agents.shared` (default: .7)")
     parser.add_argument("--methods", default=",".join(SHOWN), help=f"by commas (default: {', '.join(SHOWN)})")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure what --json does not hold yet, and print the tables.
 
     Raises:
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{source} is not there: clone github.com/cardiffnlp/tweeteval, and give `datasets`")
     if unknown := [method for method in methods if method not in METHODS]:
         raise DataError(f"no method is called {unknown}: expected some of {', '.join(METHODS)}")
-    figures, name = Figures(args.json), f"emotion, agents {args.accuracy:g}, shared {args.shared:g}"
+    name = f"emotion, agents {args.accuracy:g}, shared {args.shared:g}"
     name += "" if args.most is None else f", {args.most} of each class"
     sizes, budgets = args.n, args.asked.split(",")
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as place:
@@ -76,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
             for n in sizes:
                 measure_seed(judged, figures, methods, n=n, seed=seed, budgets=budgets, validation=0.0)
     print("\n".join(tables(figures, [name], methods, sizes, budgets)))
-    return 0
 
 
 def _answers(

@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from runs.bench.study import Figure, Figures
 from selftrain._util.types import Float32Array
+from selftrain.data.importers import hsol
+from selftrain.data.importers.base import Record
 from selftrain.data.posts import Post
+from selftrain.errors import DataError, ManifestError
 
 TOLERANCE = 1e-4
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of HSOL's labeled_data.csv")
+    parser.add_argument("--n", type=int, default=2000, help="how many tweets (default: 2000)")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: 3)")
+
+
+def run(args: argparse.Namespace, figures: Figures) -> None:
+    """Measure texts a second on HSOL's tweets, ours and theirs in turns.
+
+    Raises:
+        DataError: No tweets, or no repeats.
+    """
+    if args.n < 1 or args.repeats < 1:
+        raise DataError(f"--n {args.n} --repeats {args.repeats}: expected at least 1 of each")
+    if not figures.has("features", "ours", args.n, 0):
+        result = texts_throughput(hsol_texts(args.data, args.n), args.repeats)
+        values = {
+            ("ours", "ratio"): result.ratio,
+            ("ours", "texts_per_second"): result.ours,
+            ("sentence_transformers", "texts_per_second"): result.theirs,
+        }
+        figures.add(
+            [Figure("features", "hsol", who, args.n, 0, what, x) for (who, what), x in values.items()]
+        )
+    print("\n".join(figures.table()))
+
+
+def hsol_texts(source: Path, count: int) -> list[str]:
+    """Return the first `count` tweets that hold a word.
+
+    Raises:
+        ManifestError: No labeled_data.csv there, or no tweet in it.
+    """
+    records = (one for one in hsol.read(source).records if isinstance(one, Record))
+    texts = list(islice((one.text for one in records if one.text.strip()), count))
+    if not texts:
+        raise ManifestError(f"{source} holds no tweet: expected HSOL's labeled_data.csv")
+    return texts
 
 
 class Throughput(NamedTuple):

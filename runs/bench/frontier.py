@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from runs.bench.judges import values_of
 from runs.bench.study import Figures
@@ -167,27 +167,25 @@ def _places(line: Sequence[Point], label: float, call: float) -> tuple[list[floa
     return [point.price(label, call) for point in line], [point.macro_f1 for point in line]
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser("frontier", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="figures of the study `judges`")
     parser.add_argument("--label", type=float, default=LABEL, help=f"euros a label (default: {LABEL:g})")
     parser.add_argument("--call", type=float, default=CALL, help=f"euros a call (default: {CALL:g})")
     parser.add_argument("--plot", type=Path, help="draw it into this SVG file")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Print the table at these prices.
 
     Raises:
         DataError: The file has no figures of ours.
     """
-    figures = Figures(args.json)
     sets = sorted({figure.dataset for figure in figures.figures if figure.method == OURS})
     if not sets:
-        raise DataError(f"{args.json} has no figure of {OURS!r}: expected what the study `judges` writes")
+        raise DataError(
+            f"--json {args.json} has no figure of {OURS!r}: expected the file of the study `judges`"
+        )
     print("\n".join(lines(figures, sets, args.label, args.call)))
     print("\n".join(["", *same_gain(figures, sets, args.label, args.call)]))
     if args.plot is not None:
         draw(figures, sets, args.plot, args.label, args.call)
-    return 0

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -405,9 +405,8 @@ CHOICES = {
 # ---- the study ------------------------------------------------------------------------------------------
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser(STUDY, description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets, or one set's folder")
     parser.add_argument("--sets", default=ALL, help="names of sets, by commas (default: all)")
     parser.add_argument(
@@ -423,14 +422,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="share of the n labels; 0: each label is left out once instead (default: 0)",
     )  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change ours")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
     parser.add_argument(
         "--halves", action="store_true",
         help="measure nothing: choose the defaults on each half of the sets, and confirm them on the other",
     )  # fmt: skip
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure what --json does not hold yet, and print the tables.
 
     Raises:
@@ -438,11 +436,10 @@ def run(args: argparse.Namespace) -> int:
     """
     sizes, budgets = args.n, args.asked.split(",")
     methods = _chosen(args.methods, METHODS, "method")
-    figures = Figures(args.json)
     sets = list(find_sets(args.data, args.sets, args.agents))
     if args.halves:
         print("\n".join(_halves(figures, [one.name for one in sets], sizes, budgets)))
-        return 0
+        return
     for judged in sets:
         for n in sizes:
             for seed in args.seeds:
@@ -454,7 +451,6 @@ def run(args: argparse.Namespace) -> int:
     # what was measured before without the changes is what they are compared with
     shown = list(dict.fromkeys([*shown, *methods]))
     print("\n".join(tables(figures, [one.name for one in sets], shown, sizes, budgets)))
-    return 0
 
 
 def find_sets(data: Path, names: str = ALL, agents: str | None = None) -> Iterator[JudgedSet]:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -109,42 +109,29 @@ WORDS = (
         most=1000,
     ),
 )
-STUDIES: Mapping[str, tuple[str, tuple[LoopStudy, ...]]] = {
-    "hsol": ("Tweets, offensive or not (Davidson et al. 2017), 4,163 of each.", (HSOL,)),
-    "harmeme": ("Memes about Covid-19, harmful or harmless (Pramanick et al. 2021).", (HARMEME,)),
-    "words": (
-        "Tweets of Sentiment140, words of Hateful Memes, TweetEval's offensive tweets: 1,000 of each class.",
-        WORDS,
-    ),
-}
-"""Name -> what it is about, and its data sets."""
+STUDIES = {"hsol": (HSOL,), "harmeme": (HARMEME,), "words": WORDS}
+"""Name -> its data sets."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that every loop study has."""
-    for name, (about, sets) in STUDIES.items():
-        parser = subparsers.add_parser(name, description=about)
-        parser.set_defaults(sets=sets)
-        sources = ", ".join(one.source for one in sets)
-        parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {sources}")
-        parser.add_argument(
-            "--n", type=numbers, default=",".join(map(str, sets[0].sizes)), help="numbers of labels"
-        )
-        parser.add_argument("--seeds", type=numbers, default="0,1,2,3,4", help="as 0..4, or by commas")
-        parser.add_argument("--most", type=int, help="posts of each class that are used, drawn once")
-        parser.add_argument(
-            "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
-        )
-        parser.add_argument(
-            "--peers", default="all", help="names of baselines by commas; 'all': those that take seconds"
-        )
-        parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
-        parser.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
-        )
+    sources = "; ".join(f"{name}: {', '.join(one.source for one in sets)}" for name, sets in STUDIES.items())
+    parser.add_argument(
+        "--data", type=Path, required=True, help=f"folder that holds what a study reads: {sources}"
+    )
+    parser.add_argument("--n", type=numbers, help="numbers of labels (default: those of the data set)")
+    parser.add_argument("--seeds", type=numbers, default="0,1,2,3,4", help="as 0..4, or by commas")
+    parser.add_argument("--most", type=int, help="posts of each class that are used, drawn once")
+    parser.add_argument(
+        "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
+    )
+    parser.add_argument(
+        "--peers", default="all", help="names of baselines by commas; 'all': those that take seconds"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure what --json does not hold yet, and print the tables.
 
     Raises:
@@ -152,17 +139,15 @@ def run(args: argparse.Namespace) -> int:
     """
     from runs.bench.baselines import BASELINES, ON_REQUEST, load_setfit
 
-    figures = Figures(args.json)
     methods = [
         *(BASELINES if args.peers == "all" else _known(args.peers, {**BASELINES, **ON_REQUEST})),
         *(ABLATION if args.methods == "all" else _known(args.methods, ABLATION)),
     ]
     if "setfit" in methods:
         load_setfit()  # what is missing is said before anything is prepared
-    for study in args.sets:
+    for study in STUDIES[args.study]:
         chosen = study if args.most is None else study._replace(most=args.most)
         _one_set(chosen, figures, methods, args)
-    return 0
 
 
 def _known(names: str, known: Mapping[str, object]) -> list[str]:
@@ -173,7 +158,7 @@ def _known(names: str, known: Mapping[str, object]) -> list[str]:
 
 
 def _one_set(study: LoopStudy, figures: Figures, methods: Sequence[str], args: argparse.Namespace) -> None:
-    sizes, seeds = args.n, args.seeds
+    sizes, seeds = args.n or study.sizes, args.seeds
     # with fewer posts, or another recipe, the same method is another
     changes = [*([] if args.most is None else [f"most={args.most}"]), *args.set]
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:

@@ -55,16 +55,13 @@ ham = "promises nothing"
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser("pools", description=__doc__)
     parser.add_argument("--n", type=numbers, default="10000,100000,1000000", help="pool sizes, by commas")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure each size in a child process, and print the table."""
-    figures = Figures(args.json)
     for size in args.n:
         if figures.has("pools", "ours", size, 0):
             continue
@@ -75,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         values = json.loads(done.stdout)
         figures.add([Figure("pools", "drawn words", "ours", size, 0, *item) for item in values.items()])
     print("\n".join(figures.table()))
-    return 0
 
 
 def write(folder: Path, size: int, labelled: int = LABELLED) -> None:

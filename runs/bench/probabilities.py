@@ -43,23 +43,22 @@ class Answers(NamedTuple):
     pool: list[Judgment]
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the study's options."""
-    parser = subparsers.add_parser(STUDY, description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the study of judges' sets")
     parser.add_argument("--sets", default="all", help="by commas (default: all)")
     parser.add_argument(
         "--n", type=numbers, default="50,100", help="numbers of labels, by commas (default: 50,100)"
     )
     parser.add_argument("--seeds", type=numbers, default="0..4", help="as 0..9, or by commas (default: 0..4)")
-    parser.add_argument("--json", type=Path, default=JSON, help="append here, and go on from it")
+    parser.set_defaults(json=JSON)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure what --json does not hold yet, and print the table."""
     from backbones import load_backbone
 
-    figures, backbone = Figures(args.json), load_backbone("minilm_efficientnet")
+    backbone = load_backbone("minilm_efficientnet")
     for judged in find_sets(args.data, args.sets):
         probs = outside_probs(judged)
         for n in args.n:
@@ -74,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
                     for one in values.items()
                 ])  # fmt: skip
     print("\n".join(table(figures, args.n)))
-    return 0
 
 
 def outside_probs(judged: JudgedSet) -> dict[str, dict[str, float]]:

@@ -40,24 +40,21 @@ _TIMED = """async ([id, value, event]) => {
 }"""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
-    parser = subparsers.add_parser("report", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
     parser.add_argument(
         "--n", type=numbers, default="1000,10000,50000", help="numbers of verdicts, by commas"
     )
     parser.add_argument("--chromium", help="the browser (default: the chromium on the path)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measures each size, and prints the table.
 
     Raises:
         SelftrainError: No Chromium, or no Playwright to drive it.
     """
     browser = chromium(args.chromium)
-    figures = Figures(args.json)
     for size in args.n:
         if figures.has("report", "ours", size, 0):
             continue
@@ -65,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
             values = measure(Path(place), size, browser)
         figures.add([Figure("report", "random", "ours", size, 0, *item) for item in values.items()])
     print("\n".join(figures.table()))
-    return 0
 
 
 def chromium(given: str | None = None) -> str:

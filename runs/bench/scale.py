@@ -25,7 +25,6 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import psutil
 
@@ -52,9 +51,8 @@ METHODS = {"in process": 0, "1 worker": 1, "2 workers": 2, "4 workers": 4}
 """Name -> workers of the cluster, with half a core each where there are too few; 0: none."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
-    parser = subparsers.add_parser("scale", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
     parser.add_argument(
         "--n", type=numbers, default="10000,100000,1000000", help="posts through a model that costs nothing"
     )
@@ -62,12 +60,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--methods", default=",".join(METHODS), help="by commas (default: all)")
     parser.add_argument("--data", type=Path, help="folder with hsol/labeled_data.csv")
     parser.add_argument("--repeats", type=int, default=3, help="of each, but of a million (default: 3)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measures each in a child process, and prints the table."""
-    figures = Figures(args.json)
     asked = [("nothing", n) for n in args.n]
     asked += [("encoder", n) for n in args.encoded if n]
     for model, n in asked:
@@ -88,7 +84,6 @@ def run(args: argparse.Namespace) -> int:
             if len(outputs) > 1:
                 raise EngineError(f"{len(outputs)} different outputs of {n:,} posts: expected the same bytes")
     print("\n".join(figures.table()))
-    return 0
 
 
 def write_posts(file: Path, n: int, data: Path | None = None) -> Path:

@@ -51,21 +51,18 @@ max = 1
 ANSWER_SECONDS = 120.0
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
-    parser = subparsers.add_parser("serve", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
     parser.add_argument("--seconds", type=float, default=30.0, help="of calm, and of attack (default: 30)")
     parser.add_argument("--repeats", type=int, default=2, help="pairs of both (default: 2)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure the pairs that --json does not hold yet, and print all.
 
     Raises:
         DataError: The server does not start.
     """
-    figures = Figures(args.json)
     todo = [n for n in range(args.repeats) if not figures.has("serve", OVER_CALM, HOSTILE, n)]
     if todo:
         cores = halves()  # before this process gives up the server's
@@ -76,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
                 pair = asyncio.run(_measure(folder, bodies, args.seconds, cores))
                 figures.add(list(_figures(repeat, *pair)))
     print("\n".join(figures.table()))
-    return 0
 
 
 def _figures(repeat: int, calm: Waits, attacked: Waits) -> Iterator[Figure]:

@@ -14,7 +14,7 @@ import random
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -53,16 +53,14 @@ class Held(NamedTuple):
     disk: int
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
-    parser = subparsers.add_parser("soak", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
     parser.add_argument("--parts", default=",".join(PARTS), help="by commas (default: both)")
     parser.add_argument("--requests", type=int, default=7200, help="for scores (default: 7200)")
     parser.add_argument("--rounds", type=int, default=96, help="of a loop (default: 96)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure, and print the figures.
 
     Raises:
@@ -73,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--parts {unknown[0]}: expected some of {', '.join(PARTS)}")
     if min(args.requests, args.rounds) < TENTHS:
         raise DataError(f"--requests {args.requests} --rounds {args.rounds}: expected {TENTHS} at least")
-    figures = Figures(args.json)
     for part in parts:
         size = args.requests if part == "serve" else args.rounds
         if figures.has("soak", part, size, 0):
@@ -82,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
             tenths = (_requests if part == "serve" else _rounds)(Path(name), size)
         figures.add([Figure("soak", "drawn", part, size, 0, *item) for item in _compared(part, tenths)])
     print("\n".join(figures.table()))
-    return 0
 
 
 def _compared(part: str, tenths: list[Held]) -> Iterator[tuple[str, float]]:

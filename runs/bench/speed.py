@@ -28,24 +28,22 @@ HERE = Path(__file__).parents[2]
 RATIO = "now over before"
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
-    parser = subparsers.add_parser("speed", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the study's options."""
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hsol/ or harmeme/")
     parser.add_argument("--against", required=True, metavar="REVISION", help="a commit of this checkout")
     parser.add_argument("--set", choices=SETS, default=HSOL.name, help="data set (default: hsol)")
     parser.add_argument("--most", type=int, help="posts of each class that are used (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: 3)")
-    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, figures: Figures) -> None:
     """Measure pairs of runs, and print the mean of their ratios.
 
     Raises:
         DataError: The data is not there, or no commit has that name.
     """
-    study, figures = SETS[args.set]._replace(most=args.most), Figures(args.json)
+    study = SETS[args.set]._replace(most=args.most)
     revisions = {"before": commit(args.against), "now": commit("HEAD")}
     of = f"of {revisions['before']} and {revisions['now']}"
     of += "" if args.most is None else f", {args.most} of each class"
@@ -62,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
                 for one in each._asdict().items()
             ])  # fmt: skip
     print("\n".join(figures.table()))
-    return 0
 
 
 def _pairs(

@@ -20,8 +20,8 @@ from selftrain.errors import DataError
 
 def options(*given):
     parser = ArgumentParser()
-    agentps.add_parser(parser.add_subparsers())
-    return parser.parse_args(["agentps", "--data", "d", "--work", "w", *given])
+    agentps.add_options(parser)
+    return parser.parse_args(["--data", "d", "--work", "w", *given])
 
 
 def test_every_way_that_is_measured_is_known_and_measured_once():

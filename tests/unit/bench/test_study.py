@@ -107,8 +107,9 @@ def test_figures_of_a_changed_recipe_stand_under_a_name_of_their_own(tmp_path: P
     monkeypatch.setattr(baselines, "BASELINES", {"labels_only": lambda corpus, seed: {"macro_f1": 0.5}})
     monkeypatch.setattr(preparation, "prepare", lambda *_, **__: SimpleNamespace(corpus=None))
     monkeypatch.setattr(backbones, "load_backbone", lambda _: None)
+    monkeypatch.setitem(loop_study.STUDIES, "stand_in", (study,))
     given = {
-        "sets": [study],
+        "study": "stand_in",
         "data": tmp_path,
         "n": "4",
         "seeds": "0",
@@ -117,7 +118,7 @@ def test_figures_of_a_changed_recipe_stand_under_a_name_of_their_own(tmp_path: P
         "most": None,
     }
     for changes in ([], ["rounds.max=7"], []):
-        loop_study.run(SimpleNamespace(**given, json=tmp_path / "figures.jsonl", set=changes))
+        loop_study.run(SimpleNamespace(**given, set=changes), Figures(tmp_path / "figures.jsonl"))
     found = [one for one in Figures(tmp_path / "figures.jsonl").figures if one.metric != "seconds"]
     assert {one.method: one.value for one in found} == {
         "labels_only": 0.5, "ours": 0.4, "labels_only rounds.max=7": 0.5, "ours rounds.max=7": 0.7,
@@ -142,19 +143,16 @@ def test_an_unknown_study_is_refused_with_the_names_of_all(capsys) -> None:
 def test_a_study_parses_its_own_options(monkeypatch) -> None:
     study, seen = ModuleType("runs.bench.stand_in"), []
 
-    def add_parser(subparsers):
-        subparsers.add_parser("stand_in").add_argument("--seeds")
-
-    def run(args):
+    def run(args, figures):
+        assert figures.file is None
         seen.append(args.seeds)
-        return 7
 
-    study.add_parser, study.run = add_parser, run
+    study.add_options, study.run = lambda parser: parser.add_argument("--seeds"), run
     monkeypatch.setitem(sys.modules, study.__name__, study)
     monkeypatch.setitem(bench.STUDIES, "stand_in", bench.Study("of this test", "--seeds 0,1"))
-    assert bench.main(["stand_in", "--seeds", "0,1,2"]) == 7
-    assert bench.main(["stand_in", "--quick"]) == 7
-    assert bench.main(["stand_in", "--seeds", "4", "--quick"]) == 7
+    assert bench.main(["stand_in", "--seeds", "0,1,2"]) == 0
+    assert bench.main(["stand_in", "--quick"]) == 0
+    assert bench.main(["stand_in", "--seeds", "4", "--quick"]) == 0
     assert seen == ["0,1,2", "0,1", "4"]
 
 
