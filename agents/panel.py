@@ -8,7 +8,7 @@ label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import permutations
 from typing import Any, Protocol
 
@@ -204,18 +204,21 @@ def review(candidates: Sequence[Candidate], agents: Sequence[Agent]) -> list[Ver
 
 def _check_methods(agent: Agent, *, alone: bool) -> None:
     """Refuse before anybody is asked what would end in the middle of a review."""
-    wanted = [name for name in vars(Agent) if not name.startswith("_")]
-    if alone:
-        wanted.remove("reconsider")
-    learns = [name for name in vars(Learner) if name in ("fit", "predict_out_of_fold")]
-    if any(hasattr(agent, name) for name in learns):  # one alone would never be called
-        wanted += learns
-    lacks = [name for name in wanted if not hasattr(agent, name)]
+    lacks = missing_methods(agent, Agent, but=("reconsider",) if alone else ())
+    unlearned = missing_methods(agent, Learner)
+    if len(unlearned) == 1:  # the other alone would never be called
+        lacks += unlearned
     if lacks:
         raise ReviewError(
             f"{type(agent).__qualname__} as an agent: it has no {', '.join(lacks)}; expected what"
             " agents.judgment.Agent describes, and Learner where it learns (docs/extending.md)"
         )
+
+
+def missing_methods(part: object, protocol: type, *, but: Collection[str] = ()) -> list[str]:
+    """Return what a protocol describes and a part lacks, in the protocol's order; `but` is not looked at."""
+    described = (name for name in vars(protocol) if name == "__call__" or not name.startswith("_"))
+    return [name for name in described if name not in but and not hasattr(part, name)]
 
 
 def _check_roles(agents: Sequence[Agent]) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from agents.panel import CrossReview, Panel
+from agents.panel import CrossReview, Panel, missing_methods
 from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
@@ -72,11 +72,10 @@ class Parts:
 
 def _check_methods(name: str, part: object) -> None:
     protocol = _METHODS[name]
-    wanted = [one for one in vars(protocol) if not one.startswith("_") or one == "__call__"]
-    if protocol is Backbone:  # a look at the others may load weights, or they are for fine-tuning alone
-        wanted = ["fingerprint", "encode"]
-    lacks = [one for one in wanted if not hasattr(part, one)]
-    if lacks and part is not None:
+    # a look at a backbone's others may load weights, or they are for fine-tuning alone
+    but = vars(Backbone).keys() - {"fingerprint", "encode"} if protocol is Backbone else ()
+    lacks = [] if part is None else missing_methods(part, protocol, but=but)
+    if lacks:
         raise RecipeError(
             f"{name_of(part)} as {name}: it has no {', '.join(lacks)}; expected what"
             f" {protocol.__module__}.{protocol.__name__} describes (docs/extending.md)"
