@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import shutil
 import signal
@@ -112,3 +113,18 @@ def _small_run(home: Path) -> None:
     )
     rounds = list(start(recipe, home / "run").rounds())
     assert [finished.number for finished in rounds] == [0, 1, 2]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function, which may leave nothing behind on its loop."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    from chat_stub import run
+
+    run(
+        pyfuncitem.obj(
+            **{name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+        )
+    )
+    return True

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from chat_stub import ChatStub, completion, raw, run, says
+from chat_stub import ChatStub, completion, raw, says
 from safetensors.torch import save_file
 
 from agents.ask.answer_schema import AnswerSchema, parse_answer
@@ -67,20 +67,14 @@ def test_a_key_that_comes_back_in_escapes_is_kept_nowhere(shown):
 
 @CLIENTS
 @pytest.mark.parametrize("status", [400, 401, 418, 500])
-def test_neither_the_key_nor_an_escape_gets_out_of_a_status_line(status):
-    found = []
-
-    async def scenario():
-        stub = await ChatStub(
-            raw(f"HTTP/1.1 {status} {SECRET} \x9b2J\r\ncontent-length: 0\r\n\r\n".encode("latin-1"))
-        ).start()
-        endpoint = Endpoint(stub.url, Key("MY_KEY", SECRET), 1, 20.0)
-        found.append(await endpoint.exchange("/v1/chat/completions", b"{}"))
-        await endpoint.close()
-        await stub.stop()
-
-    run(scenario())
-    (failure,) = found
+async def test_neither_the_key_nor_an_escape_gets_out_of_a_status_line(status):
+    stub = await ChatStub(
+        raw(f"HTTP/1.1 {status} {SECRET} \x9b2J\r\ncontent-length: 0\r\n\r\n".encode("latin-1"))
+    ).start()
+    endpoint = Endpoint(stub.url, Key("MY_KEY", SECRET), 1, 20.0)
+    failure = await endpoint.exchange("/v1/chat/completions", b"{}")
+    await endpoint.close()
+    await stub.stop()
     assert isinstance(failure, Failure)
     assert SECRET not in failure.reason
     assert failure.reason.isprintable()
@@ -133,28 +127,21 @@ def test_a_model_has_no_name_that_hides_or_breaks_a_line(name):
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_model_and_no_state_is_said(path, body, monkeypatch):
+async def test_what_is_no_model_and_no_state_is_said(path, body, monkeypatch):
     monkeypatch.setattr(served, "_PAUSES", ())
-    model, told = object.__new__(served.ServedModel), []
+    model = object.__new__(served.ServedModel)
     model._timeout, model._width, model._name, model._compared = 20.0, 4, "tiny", set()
-
-    async def scenario():
-        stub = await ChatStub(usual=says(body)).start()
-        stub._get = lambda _: json_reply(body)
-        model._endpoint = stub.url
-        do = {
-            "/v1/models": model._served_name,
-            "/pooling": lambda: model._states({"input": [[1, 2]]}, [2]),
-            "/tokenize": lambda: model._compare({"messages": []}, [1, 2], 1),
-        }[path]
-        try:
-            await asyncio.to_thread(do)
-        except ServingError as error:
-            told.append(str(error))
-        await stub.stop()
-
-    run(scenario())
-    assert len(told) == 1
+    stub = await ChatStub(usual=says(body)).start()
+    stub._get = lambda _: json_reply(body)
+    model._endpoint = stub.url
+    do = {
+        "/v1/models": model._served_name,
+        "/pooling": lambda: model._states({"input": [[1, 2]]}, [2]),
+        "/tokenize": lambda: model._compare({"messages": []}, [1, 2], 1),
+    }[path]
+    with pytest.raises(ServingError):
+        await asyncio.to_thread(do)
+    await stub.stop()
 
 
 def json_reply(body):

@@ -248,19 +248,16 @@ def test_broken_answers_only():
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_request_that_the_server_refuses_is_not_repeated(status):
+async def test_a_request_that_the_server_refuses_is_not_repeated(status):
     caught = []
 
-    async def scenario():
-        stub = ChatStub(refuses(status, "maximum context length is 4096 tokens"))
-        async with connected(stub) as (client, _):
-            with pytest.raises(RequestRefusedError) as info:
-                await client.complete(ask())
-            caught.append(str(info.value))
-            assert (await client.complete(ask("next"))).text == "to next"
-        assert len(stub.received) == 2
-
-    run(scenario())
+    stub = ChatStub(refuses(status, "maximum context length is 4096 tokens"))
+    async with connected(stub) as (client, _):
+        with pytest.raises(RequestRefusedError) as info:
+            await client.complete(ask())
+        caught.append(str(info.value))
+        assert (await client.complete(ask("next"))).text == "to next"
+    assert len(stub.received) == 2
     assert f"HTTP {status}: maximum context length is 4096 tokens" in caught[0]
 
 
@@ -279,39 +276,30 @@ def test_a_server_that_refuses_us(status, advice, monkeypatch):
     assert advice in str(error)
 
 
-def test_a_redirect_is_not_followed():
-    async def scenario():
-        other = await ChatStub().start()
-        stub = ChatStub(says(b"", 307, location=f"{other.url}/v1/chat/completions"))
-        async with connected(stub) as (client, _):
-            with pytest.raises(ServerRefusedError, match="give the final URL"):
-                await client.complete(ask())
-        await other.stop()
-        assert other.received == []
-
-    run(scenario())
+async def test_a_redirect_is_not_followed():
+    other = await ChatStub().start()
+    stub = ChatStub(says(b"", 307, location=f"{other.url}/v1/chat/completions"))
+    async with connected(stub) as (client, _):
+        with pytest.raises(ServerRefusedError, match="give the final URL"):
+            await client.complete(ask())
+    await other.stop()
+    assert other.received == []
 
 
-def test_measure_counts_pictures_as_what_they_add():
-    async def scenario():
-        stub = ChatStub()
-        async with connected(stub) as (client, _):
-            assert await client.measure(ask("text")) == PromptSize(10, 0)
-            assert len(stub.received) == 1
-            assert await client.measure(ask("text", PNG, PNG)) == PromptSize(138, 128)
-        assert {sent.path for sent in stub.received} == {"/tokenize"}
-        assert stub.received[-1].text == "text"
-
-    run(scenario())
+async def test_measure_counts_pictures_as_what_they_add():
+    stub = ChatStub()
+    async with connected(stub) as (client, _):
+        assert await client.measure(ask("text")) == PromptSize(10, 0)
+        assert len(stub.received) == 1
+        assert await client.measure(ask("text", PNG, PNG)) == PromptSize(138, 128)
+    assert {sent.path for sent in stub.received} == {"/tokenize"}
+    assert stub.received[-1].text == "text"
 
 
-def test_measure_without_tokenize():
-    async def scenario():
-        async with connected(ChatStub(says({"detail": "Not Found"}, 404))) as (client, _):
-            with pytest.raises(ServerRefusedError, match="needs vLLM's /tokenize"):
-                await client.measure(ask())
-
-    run(scenario())
+async def test_measure_without_tokenize():
+    async with connected(ChatStub(says({"detail": "Not Found"}, 404))) as (client, _):
+        with pytest.raises(ServerRefusedError, match="needs vLLM's /tokenize"):
+            await client.measure(ask())
 
 
 # as Ray Serve LLM 2.60 answers: its path of this name wants a prompt, and counts none of vLLM 0.32
@@ -324,29 +312,23 @@ NO_CONVERSATION = {
 }  # fmt: skip
 
 
-def test_measure_where_tokenize_counts_no_conversations():
-    async def scenario():
-        stub = ChatStub(says(NO_CONVERSATION, 400), refuses(400, "a picture that cannot be read"))
-        async with connected(stub) as (client, _):
-            with pytest.raises(ServerRefusedError, match="needs vLLM's /tokenize"):
-                await client.measure(ask())
-            with pytest.raises(RequestRefusedError, match="a picture that cannot be read"):
-                await client.measure(ask())
-
-    run(scenario())
+async def test_measure_where_tokenize_counts_no_conversations():
+    stub = ChatStub(says(NO_CONVERSATION, 400), refuses(400, "a picture that cannot be read"))
+    async with connected(stub) as (client, _):
+        with pytest.raises(ServerRefusedError, match="needs vLLM's /tokenize"):
+            await client.measure(ask())
+        with pytest.raises(RequestRefusedError, match="a picture that cannot be read"):
+            await client.measure(ask())
 
 
-def test_measure_gives_up_soon_where_nobody_counts(monkeypatch):
+async def test_measure_gives_up_soon_where_nobody_counts(monkeypatch):
     monkeypatch.setattr("agents.client.client._COUNTING_SECONDS", 0.05)
 
-    async def scenario():
-        stub = ChatStub(*[is_silent] * 9)
-        async with connected(stub) as (client, _):
-            with pytest.raises(CallFailedError, match=r"no answer in 2 tries.* no answer within 0\.05 s"):
-                await client.measure(ask())
-        assert len(stub.received) == 2
-
-    run(scenario())
+    stub = ChatStub(*[is_silent] * 9)
+    async with connected(stub) as (client, _):
+        with pytest.raises(CallFailedError, match=r"no answer in 2 tries.* no answer within 0\.05 s"):
+            await client.measure(ask())
+    assert len(stub.received) == 2
 
 
 def echoing(status):
@@ -406,18 +388,15 @@ def test_what_the_server_said_is_shown_without_the_key(monkeypatch):
     assert "bad: Bearer [SELFTRAIN_API_KEY] (the key in SELFTRAIN_API_KEY is not accepted" in str(error)
 
 
-def test_the_key_in_a_list_of_models_is_not_shown_either(monkeypatch):
+async def test_the_key_in_a_list_of_models_is_not_shown_either(monkeypatch):
     monkeypatch.setenv("SELFTRAIN_API_KEY", SECRET)
 
-    async def scenario():
-        stub = await ChatStub(cards=[card(SECRET)]).start()
-        with pytest.raises(ServerRefusedError) as info:
-            async with connected(stub, model="wanted"):
-                raise AssertionError("it must not open")
-        await stub.stop()
-        assert "it serves: [SELFTRAIN_API_KEY]" in str(info.value)
-
-    run(scenario())
+    stub = await ChatStub(cards=[card(SECRET)]).start()
+    with pytest.raises(ServerRefusedError) as info:
+        async with connected(stub, model="wanted"):
+            raise AssertionError("it must not open")
+    await stub.stop()
+    assert "it serves: [SELFTRAIN_API_KEY]" in str(info.value)
 
 
 def test_without_a_key(monkeypatch):
@@ -489,33 +468,27 @@ def test_an_endpoint_with_a_password_is_refused_without_showing_it():
     assert SECRET not in str(info.value)
 
 
-def test_a_client_that_is_not_open():
-    async def scenario():
-        client = ChatClient(["http://127.0.0.1:1"])
-        with pytest.raises(RuntimeError, match="opened before"):
-            await client.complete(ask())
-        assert client.endpoints == ()
-        await client.close()
-        with pytest.raises(RuntimeError, match="opened once"):
-            await client.open()
-
-    run(scenario())
-
-
-def test_a_hook_that_fails_fails_nothing_else(caplog):
-    async def scenario():
-        stub = await ChatStub(refuses(429)).start()
-
-        def hook(name, figures):
-            raise ValueError(name)
-
-        client = ChatClient([stub.url], on_event=hook, backoff=0.001)
+async def test_a_client_that_is_not_open():
+    client = ChatClient(["http://127.0.0.1:1"])
+    with pytest.raises(RuntimeError, match="opened before"):
+        await client.complete(ask())
+    assert client.endpoints == ()
+    await client.close()
+    with pytest.raises(RuntimeError, match="opened once"):
         await client.open()
-        assert (await client.complete(ask())).text == "to hello"
-        await client.close()
-        await stub.stop()
 
-    run(scenario())
+
+async def test_a_hook_that_fails_fails_nothing_else(caplog):
+    stub = await ChatStub(refuses(429)).start()
+
+    def hook(name, figures):
+        raise ValueError(name)
+
+    client = ChatClient([stub.url], on_event=hook, backoff=0.001)
+    await client.open()
+    assert (await client.complete(ask())).text == "to hello"
+    await client.close()
+    await stub.stop()
     assert "on_event failed at 'retry'" in caplog.text
 
 
@@ -584,21 +557,18 @@ def test_a_failure_names_the_proxy_that_was_called(monkeypatch):
         assert route_to(f"http://{host}").words() == ""
 
 
-def test_a_page_of_the_proxy_is_told_as_one(monkeypatch):
+async def test_a_page_of_the_proxy_is_told_as_one(monkeypatch):
     """What answers may be the proxy; a name that nobody knows is no number."""
 
-    async def scenario():
-        stub = await ChatStub().start()
-        stub.guarded = True
-        monkeypatch.setenv("HTTP_PROXY", stub.url)
-        told = rf"HTTP 401: .*\(called through the proxy {stub.url} of HTTP_PROXY\)"
-        with pytest.raises(ServerRefusedError, match=told):
-            await ChatClient(["http://models.example.org"]).open()
-        found = await asyncio.to_thread(lambda: [*check_server("http://models.example.org")])
-        assert f"(called through the proxy {stub.url} of HTTP_PROXY)" in found[-1].detail
-        await stub.stop()
-
-    run(scenario())
+    stub = await ChatStub().start()
+    stub.guarded = True
+    monkeypatch.setenv("HTTP_PROXY", stub.url)
+    told = rf"HTTP 401: .*\(called through the proxy {stub.url} of HTTP_PROXY\)"
+    with pytest.raises(ServerRefusedError, match=told):
+        await ChatClient(["http://models.example.org"]).open()
+    found = await asyncio.to_thread(lambda: [*check_server("http://models.example.org")])
+    assert f"(called through the proxy {stub.url} of HTTP_PROXY)" in found[-1].detail
+    await stub.stop()
     unknown = ConnectionError("Connection error.")
     unknown.__cause__ = socket.gaierror(-2, "Name or service not known")
     assert _innermost_words(unknown) == "Name or service not known"

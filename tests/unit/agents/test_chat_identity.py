@@ -129,65 +129,53 @@ def test_a_key_that_is_refused_at_the_start(monkeypatch):
         identity_of(stub)
 
 
-def test_nobody_answers_at_the_start():
-    async def scenario():
-        stub = await ChatStub().start()
-        await stub.stop()
-        client = ChatClient([stub.url], patience=0.05, probe_delays=(0.01, 0.02))
-        with pytest.raises(ServerLostError) as info:
-            await client.open()
-        message = str(info.value)
-        assert f"for 0.05 s ({stub.url}: Connection refused)" in message
-        assert "is kept" in message
-        assert client.endpoints[0].up is False
-
-    run(scenario())
+async def test_nobody_answers_at_the_start():
+    stub = await ChatStub().start()
+    await stub.stop()
+    client = ChatClient([stub.url], patience=0.05, probe_delays=(0.01, 0.02))
+    with pytest.raises(ServerLostError) as info:
+        await client.open()
+    message = str(info.value)
+    assert f"for 0.05 s ({stub.url}: Connection refused)" in message
+    assert "is kept" in message
+    assert client.endpoints[0].up is False
 
 
-def test_an_endpoint_that_is_down_at_the_start_joins_later():
-    async def scenario():
-        late = await ChatStub(usual=waits).start()
-        await late.stop()
-        first = ChatStub(usual=waits)
-        async with connected(first, late, maximum=1) as (client, events):
-            assert [state.up for state in client.endpoints] == [True, False]
-            assert events.of("down")[0]["endpoint"] == late.url
-            await late.start()
-            await events.until("up", 2)
-            assert [state.up for state in client.endpoints] == [True, True]
-
-    run(scenario())
+async def test_an_endpoint_that_is_down_at_the_start_joins_later():
+    late = await ChatStub(usual=waits).start()
+    await late.stop()
+    first = ChatStub(usual=waits)
+    async with connected(first, late, maximum=1) as (client, events):
+        assert [state.up for state in client.endpoints] == [True, False]
+        assert events.of("down")[0]["endpoint"] == late.url
+        await late.start()
+        await events.until("up", 2)
+        assert [state.up for state in client.endpoints] == [True, True]
 
 
-def test_an_endpoint_that_comes_back_with_another_model_is_left_out(caplog):
-    async def scenario():
-        steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
-        async with connected(changing, steady) as (client, events):
-            changing.cards = [card(root="/models/else")]
-            assert (await client.complete(ask())).text == "to hello"  # the 500 sent it on
-            await changing.asked("/v1/models", changing.gets["/v1/models"] + 3)
-            state = client.endpoints[0]
-            assert not state.up
-            assert "/models/else" in state.reason
-            assert "/models/tiny" in state.reason
-            changing.cards = [card()]
-            await events.until("up", 3)
-            assert client.endpoints[0].up
-
-    run(scenario())
+async def test_an_endpoint_that_comes_back_with_another_model_is_left_out(caplog):
+    steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
+    async with connected(changing, steady) as (client, events):
+        changing.cards = [card(root="/models/else")]
+        assert (await client.complete(ask())).text == "to hello"  # the 500 sent it on
+        await changing.asked("/v1/models", changing.gets["/v1/models"] + 3)
+        state = client.endpoints[0]
+        assert not state.up
+        assert "/models/else" in state.reason
+        assert "/models/tiny" in state.reason
+        changing.cards = [card()]
+        await events.until("up", 3)
+        assert client.endpoints[0].up
     assert [record.levelname for record in caplog.records if "left out" in record.message] == ["WARNING"]
 
 
-def test_an_endpoint_that_comes_back_without_the_model_is_left_out(caplog):
-    async def scenario():
-        steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
-        async with connected(changing, steady, model="tiny") as (client, _):
-            changing.cards = [card("huge")]
-            assert (await client.complete(ask())).text == "to hello"
-            await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
-            assert "it serves: huge" in client.endpoints[0].reason
-
-    run(scenario())
+async def test_an_endpoint_that_comes_back_without_the_model_is_left_out(caplog):
+    steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
+    async with connected(changing, steady, model="tiny") as (client, _):
+        changing.cards = [card("huge")]
+        assert (await client.complete(ask())).text == "to hello"
+        await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
+        assert "it serves: huge" in client.endpoints[0].reason
     assert caplog.text.count("left out") == 1
 
 
@@ -230,18 +218,15 @@ def test_the_fingerprint_reads_the_configuration_and_nothing_else(weights):
     assert fingerprint(str(weights)) != before
 
 
-def test_an_endpoint_that_comes_back_with_other_weights_is_left_out(weights, caplog):
-    async def scenario():
-        cards = [card(root=str(weights))]
-        steady, changing = ChatStub(cards=cards), ChatStub(refuses(500), cards=cards)
-        async with connected(changing, steady) as (client, events):
-            (weights / "model.safetensors").write_bytes(b"other")
-            assert (await client.complete(ask())).text == "to hello"
-            await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
-            assert f"the files in {weights} had changed" in client.endpoints[0].reason
-            assert len(events.of("up")) == 2
-
-    run(scenario())
+async def test_an_endpoint_that_comes_back_with_other_weights_is_left_out(weights, caplog):
+    cards = [card(root=str(weights))]
+    steady, changing = ChatStub(cards=cards), ChatStub(refuses(500), cards=cards)
+    async with connected(changing, steady) as (client, events):
+        (weights / "model.safetensors").write_bytes(b"other")
+        assert (await client.complete(ask())).text == "to hello"
+        await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
+        assert f"the files in {weights} had changed" in client.endpoints[0].reason
+        assert len(events.of("up")) == 2
     assert caplog.text.count("left out") == 1
 
 

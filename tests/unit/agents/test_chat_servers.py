@@ -8,7 +8,7 @@ import math
 import re
 
 import pytest
-from chat_stub import ChatStub, card, completion, refuses, response, run
+from chat_stub import ChatStub, ask, card, completion, refuses, response
 from vlm_helpers import BRIEF, PostStub
 
 from agents.ask.answer_schema import parse_answer
@@ -21,6 +21,7 @@ from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Message, Sampling
 from agents.client.client import ChatClient
 from agents.client.moderation import ModerationClient
+from agents.errors import RequestRefusedError
 from agents.judgment import Candidate, State
 from agents.vllm.check import check_server
 
@@ -209,21 +210,14 @@ def judged(stub, folder):
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_passes_the_check_and_a_round(name, tmp_path):
+async def test_a_server_passes_the_check_and_a_round(name, tmp_path):
     behave, listed, probable, noted = SERVERS[name]
-    seen = []
-
-    async def scenario():
-        stub = await Lone(behave, **listed).start()
-        seen.extend(await asyncio.to_thread(lambda: list(check_server(stub.url, model=stub.model))))
-        asked = len(stub.received)
-        seen.append(await asyncio.to_thread(judged, stub, tmp_path))
-        seen.append(len(stub.received) - asked)
-        seen.append(stub.gets["/health"])
-        await stub.stop()
-
-    run(scenario())
-    *checks, verdicts, calls, health = seen
+    stub = await Lone(behave, **listed).start()
+    checks = await asyncio.to_thread(lambda: list(check_server(stub.url, model=stub.model)))
+    asked = len(stub.received)
+    verdicts = await asyncio.to_thread(judged, stub, tmp_path)
+    calls, health = len(stub.received) - asked, stub.gets["/health"]
+    await stub.stop()
     assert all(check.passed for check in checks), checks
     assert noted in checks[-1].detail
     judgments = [judgment for verdict in verdicts for judgment in verdict.judgments]
@@ -234,20 +228,15 @@ def test_a_server_passes_the_check_and_a_round(name, tmp_path):
     assert 6 <= calls <= 6 * (1 + len(THINKING) + 2)
 
 
-def test_the_check_of_a_guard_model_says_how_it_is_asked():
-    seen = []
-
+async def test_the_check_of_a_guard_model_says_how_it_is_asked():
     async def safe(stub, received, writer):
         writer.write(response(200, completion("safe")))
 
-    async def scenario():
-        stub = await Lone(safe, **BARE).start()
-        seen.extend(await asyncio.to_thread(lambda: list(check_server(stub.url))))
-        await stub.stop()
-
-    run(scenario())
-    assert not seen[-1].passed
-    assert 'give it a role with kind = "guard"' in seen[-1].detail
+    stub = await Lone(safe, **BARE).start()
+    *_, last = await asyncio.to_thread(lambda: list(check_server(stub.url)))
+    await stub.stop()
+    assert not last.passed
+    assert 'give it a role with kind = "guard"' in last.detail
 
 
 def classified(scores):
@@ -266,69 +255,49 @@ def classified(scores):
         ({"violence": 0.9}, "flagged\nviolence", "harmful"),
     ],
 )
-def test_a_moderation_classifier_is_a_guard(scores, written, label):
+async def test_a_moderation_classifier_is_a_guard(scores, written, label):
     table = {"safe": "harmless", "flagged": "harmful", "hate": "hateful"}
     words = guard_words(("harmless", "harmful", "hateful"), "unsure", table)
-    got = []
-
-    async def scenario():
-        stub = await Lone(classified(scores), **BARE).start()
-        client = ModerationClient([stub.url])
-        await client.open()
-        request = ChatRequest((Message("user", ("some words",)),), None, Sampling(60))
-        got.append(await client.complete(request))
-        (received,) = stub.received
-        assert (received.path, received.body) == (
-            "/v1/moderations", {"model": "tiny", "input": [{"type": "text", "text": "some words"}]},
-        )  # fmt: skip
-        await client.close()
-        await stub.stop()
-
-    run(scenario())
-    answer = parse_answer(got[0], words)
-    assert (got[0].text, answer.label, answer.probabilities) == (written, label, None)
+    stub = await Lone(classified(scores), **BARE).start()
+    client = ModerationClient([stub.url])
+    await client.open()
+    request = ChatRequest((Message("user", ("some words",)),), None, Sampling(60))
+    got = await client.complete(request)
+    (received,) = stub.received
+    assert (received.path, received.body) == (
+        "/v1/moderations", {"model": "tiny", "input": [{"type": "text", "text": "some words"}]},
+    )  # fmt: skip
+    await client.close()
+    await stub.stop()
+    answer = parse_answer(got, words)
+    assert (got.text, answer.label, answer.probabilities) == (written, label, None)
 
 
-def test_what_was_found_out_stays_and_is_told_once(tmp_path):
+async def test_what_was_found_out_stays_and_is_told_once(tmp_path):
     behave, listed, *_ = SERVERS["OpenAI, a model that thinks"]
     told = []
+    stub = await Lone(behave, **listed).start()
+    client = ChatClient([stub.url], on_event=lambda name, figures: told.append((name, figures)))
+    await client.open()
+    asked = ask('Answer with one of "a", "b"', top_logprobs=12, schema={"properties": {"label": {
+        "enum": ["a"], "maxLength": 9}}})  # fmt: skip
+    for _ in range(3):
+        assert json.loads((await client.complete(asked)).text)["label"] == "a"
 
-    async def scenario():
-        stub = await Lone(behave, **listed).start()
-        client = ChatClient([stub.url], on_event=lambda name, figures: told.append((name, figures)))
-        await client.open()
-        from chat_stub import ask
-
-        asked = ask('Answer with one of "a", "b"', top_logprobs=12, schema={"properties": {"label": {
-            "enum": ["a"], "maxLength": 9}}})  # fmt: skip
-        for _ in range(3):
-            assert json.loads((await client.complete(asked)).text)["label"] == "a"
-
-        assert len(stub.received) == 3 + 6  # the name, the temperature, the lengths, and 8, 5 and 0
-        await client.close()
-        await stub.stop()
-
-    run(scenario())
+    assert len(stub.received) == 3 + 6  # the name, the temperature, the lengths, and 8, 5 and 0
+    await client.close()
+    await stub.stop()
     (lacks,) = [figures["lacks"] for name, figures in told if name == "lacks"]
     assert "no log-probabilities" in lacks
     assert "temperature" in lacks
 
 
-def test_a_refusal_about_something_else_is_one():
-    async def scenario():
-        stub = await ChatStub(
-            usual=refuses(400, "This model's maximum context length is 4096 tokens")
-        ).start()
-        client = ChatClient([stub.url])
-        await client.open()
-        from chat_stub import ask
-
-        from agents.errors import RequestRefusedError
-
-        with pytest.raises(RequestRefusedError, match="maximum context length"):
-            await client.complete(ask(top_logprobs=5, schema={"type": "object"}))
-        assert len(stub.received) == 1
-        await client.close()
-        await stub.stop()
-
-    run(scenario())
+async def test_a_refusal_about_something_else_is_one():
+    stub = await ChatStub(usual=refuses(400, "This model's maximum context length is 4096 tokens")).start()
+    client = ChatClient([stub.url])
+    await client.open()
+    with pytest.raises(RequestRefusedError, match="maximum context length"):
+        await client.complete(ask(top_logprobs=5, schema={"type": "object"}))
+    assert len(stub.received) == 1
+    await client.close()
+    await stub.stop()

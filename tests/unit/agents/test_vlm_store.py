@@ -181,7 +181,7 @@ def test_a_file_that_stays_locked_or_cannot_be_switched_is_an_error(monkeypatch)
         switch_to_write_ahead(Switching(10**6))
 
 
-def test_what_arrives_together_is_written_together_and_given_out_when_it_is_on_the_disk(tmp_path):
+async def test_what_arrives_together_is_written_together_and_given_out_when_it_is_on_the_disk(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     groups, write = [], store.write
 
@@ -197,27 +197,21 @@ def test_what_arrives_together_is_written_together_and_given_out_when_it_is_on_t
             assert other.execute("SELECT text FROM responses WHERE cache_key = ?", (name,)).fetchone()
         return await keeper.find(["none", name])
 
-    async def scenario():
-        keeper = Keeper(store)
-        found = await asyncio.gather(*(one(keeper, f"k{i}") for i in range(40)))
-        assert [(key, answer.text) for key, answer in found] == [(f"k{i}", f"k{i}") for i in range(40)]
-
-    asyncio.run(scenario())
+    keeper = Keeper(store)
+    found = await asyncio.gather(*(one(keeper, f"k{i}") for i in range(40)))
+    assert [(key, answer.text) for key, answer in found] == [(f"k{i}", f"k{i}") for i in range(40)]
     assert sum(groups) == 40
     assert len(groups) < 10
 
 
-def test_one_bad_row_takes_no_other_answer_along(tmp_path):
+async def test_one_bad_row_takes_no_other_answer_along(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
 
-    async def scenario():
-        keeper = Keeper(store)
-        bad = paid("z")._replace(usage=Usage(1 << 70))
-        rows = [kept_row(name, one, NOTE) for name, one in (("a", paid("x")), ("b", bad), ("c", paid("y")))]
-        ends = await asyncio.gather(*map(keeper.keep, rows), return_exceptions=True)
-        assert [type(one) for one in ends] == [type(None), StoreError, type(None)]
-
-    asyncio.run(scenario())
+    keeper = Keeper(store)
+    bad = paid("z")._replace(usage=Usage(1 << 70))
+    rows = [kept_row(name, one, NOTE) for name, one in (("a", paid("x")), ("b", bad), ("c", paid("y")))]
+    ends = await asyncio.gather(*map(keeper.keep, rows), return_exceptions=True)
+    assert [type(one) for one in ends] == [type(None), StoreError, type(None)]
     assert [kept(store, key) is not None for key in "abc"] == [True, False, True]
 
 
