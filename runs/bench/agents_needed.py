@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial
+from runs.bench.shown import svg
 from runs.bench.study import Figure, Figures, numbers
 
 if TYPE_CHECKING:
@@ -163,33 +164,26 @@ def table(figures: Figures) -> Iterator[str]:
 
 def draw(figures: Figures, file: Path) -> None:
     """Draw gain by accuracy: on the left by what the agents share, on the right by everything else."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": STUDY, "font.size": 9})
-    shown, axes = plt.subplots(2, 2, figsize=(9, 6.4), sharex=True, sharey="row")
-    for (left, right), metric, label in zip(
-        axes, ("gain_macro_f1", "gain_auc"), ("macro-F1", "AUC"), strict=True
-    ):
-        for shared in SHARES:
-            _line(left, figures, [World(one, shared) for one in ACCURACIES], metric, f"shared {shared:g}")
-        for name, variant in VARIANTS.items():
-            _line(right, figures, [variant._replace(accuracy=one) for one in SOME], metric, name)
-        left.set_ylabel(f"test {label}, points gained")
-        for axis in (left, right):
-            axis.axhline(0, color="0.6", linewidth=0.8)
-            axis.grid(color="0.92")
-    axes[0][0].set_title("two agents, 100 labels, 500 posts asked", fontsize=9)
-    axes[0][1].set_title("shared 0.7, and one thing otherwise", fontsize=9)
-    for axis in axes[0]:
-        axis.legend(frameon=False, fontsize=8)
-    for axis in axes[1]:
-        axis.set_xlabel("accuracy of each agent")
-    shown.tight_layout()
-    shown.savefig(file, metadata={"Date": None})
-    plt.close(shown)
+    with svg(file, STUDY) as subplots:
+        shown, axes = subplots(2, 2, figsize=(9, 6.4), sharex=True, sharey="row")
+        for (left, right), metric, label in zip(
+            axes, ("gain_macro_f1", "gain_auc"), ("macro-F1", "AUC"), strict=True
+        ):
+            for shared in SHARES:
+                _line(left, figures, [World(one, shared) for one in ACCURACIES], metric, f"shared {shared:g}")
+            for name, variant in VARIANTS.items():
+                _line(right, figures, [variant._replace(accuracy=one) for one in SOME], metric, name)
+            left.set_ylabel(f"test {label}, points gained")
+            for axis in (left, right):
+                axis.axhline(0, color="0.6", linewidth=0.8)
+                axis.grid(color="0.92")
+        axes[0][0].set_title("two agents, 100 labels, 500 posts asked", fontsize=9)
+        axes[0][1].set_title("shared 0.7, and one thing otherwise", fontsize=9)
+        for axis in axes[0]:
+            axis.legend(frameon=False, fontsize=8)
+        for axis in axes[1]:
+            axis.set_xlabel("accuracy of each agent")
+        shown.tight_layout()
 
 
 def _line(axis: Axes, figures: Figures, line: Sequence[World], metric: str, name: str) -> None:

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from runs.bench import pools, scale
 from runs.bench.serve import train_on_drawn
+from runs.bench.shown import table_head, table_line
 from runs.bench.study import Figure, Figures
 from selftrain.data.drawn import draw_posts
 from selftrain.data.posts import Post
@@ -271,12 +272,12 @@ WHOLES = ("what", "posts", "predicted", "measured", "predicted / measured")
 
 def wholes(figures: Figures) -> Iterator[str]:
     """Yield a table: medians of the repeats, in seconds of a core, and how they stand to each other."""
-    yield from _head(WHOLES)
+    yield from table_head(*WHOLES)
     for method, n in dict.fromkeys((f.method, f.n) for f in figures.figures if f.metric == "measured"):
         predicted, taken = (figures.values(method, n, metric) for metric in ("predicted", "measured"))
         said, took = median(predicted.values()), median(taken.values())
         each = sorted(predicted[seed] / taken[seed] for seed in predicted)
-        yield _line(
+        yield table_line(
             method, f"{n:,}", f"{said:,.0f}", f"{took:,.0f}",
             f"{said / took:.2f} ({', '.join(f'{one:.2f}' for one in each)})",
         )  # fmt: skip
@@ -294,7 +295,7 @@ def model_of(figures: Figures) -> Rates:
 def hours(figures: Figures, posts: float) -> Iterator[str]:
     """Yield a table of what the model says of so many posts; no such number was ever run."""
     rates = model_of(figures)
-    yield from _head((f"{posts:,.0f} posts", "seconds of a core each", "hours of a core"))
+    yield from table_head(f"{posts:,.0f} posts", "seconds of a core each", "hours of a core")
     said = {
         "`predict`: rows read, checked and written": rates.row,
         "`predict`: words encoded and scored": rates.words,
@@ -302,7 +303,7 @@ def hours(figures: Figures, posts: float) -> Iterator[str]:
         "`run`, two rounds: chosen among, their features apart": rates.pooled,
     }
     for what, each in said.items():
-        yield _line(what, f"{each:.2g}", f"{posts * each / HOUR:,.0f}")
+        yield table_line(what, f"{each:.2g}", f"{posts * each / HOUR:,.0f}")
 
 
 def floors(posts: float) -> Iterator[str]:
@@ -311,23 +312,14 @@ def floors(posts: float) -> Iterator[str]:
     Two operations a weight and token, at the rate of large matrices. How much of it a server reaches was not
     measured.
     """
-    yield from _head(
-        (f"{posts:,.0f} prompts (arithmetic, nothing measured)", "tokens", "hours of a GPU, at least")
+    yield from table_head(
+        f"{posts:,.0f} prompts (arithmetic, nothing measured)", "tokens", "hours of a GPU, at least"
     )
     for what, tokens in {
         "160 words": WORD_TOKENS,
         "160 words and a picture": WORD_TOKENS + PICTURE_TOKENS,
     }.items():
-        yield _line(what, f"{tokens:,}", f"{posts * tokens * 2 * WEIGHTS / CARD / HOUR:,.0f}")
-
-
-def _head(columns: Sequence[str]) -> Iterator[str]:
-    yield _line(*columns)
-    yield "|---" * len(columns) + "|"
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+        yield table_line(what, f"{tokens:,}", f"{posts * tokens * 2 * WEIGHTS / CARD / HOUR:,.0f}")
 
 
 if __name__ == "__main__":

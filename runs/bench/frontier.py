@@ -14,6 +14,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from runs.bench.judges import values_of
+from runs.bench.shown import short, svg, table_head, table_line
 from runs.bench.study import Figures
 from selftrain.errors import DataError
 
@@ -100,12 +101,11 @@ def lines(figures: Figures, sets: Sequence[str], label: float = LABEL, call: flo
     """Yield a table: what is bought, its price, what it brings; bold where it is on the frontier."""
     found = points(figures, sets)
     best = frontier(found, label, call)
-    yield f"| | {' | '.join(HEAD)} |"
-    yield "|---" * (len(HEAD) + 1) + "|"
+    yield from table_head("", *HEAD)
     for point in sorted(found, key=lambda one: one.price(label, call)):
-        value = _short(point.macro_f1)
+        value = short(point.macro_f1, 3)
         shown = f"**{value}**" if point in best else value
-        yield f"| {point.told} | {' | '.join([*point.cells(label, call), shown])} |"
+        yield table_line(point.told, *point.cells(label, call), shown)
 
 
 def same_gain(
@@ -114,8 +114,7 @@ def same_gain(
     """Yield a table: labels by people, and the cheapest with models, and of models alone, as good as they."""
     found = points(figures, sets)
     both, models = [one for one in found if one.n and one.asked], [one for one in found if not one.n]
-    yield f"| as good as | bought | {' | '.join(HEAD)} |"
-    yield "|---" * (len(HEAD) + 2) + "|"
+    yield from table_head("as good as", "bought", *HEAD)
     for goal in sorted(one for one in found if not one.asked):
         yield _bought(goal.told, goal, label, call)
         for chosen in (both, models):
@@ -125,42 +124,31 @@ def same_gain(
 
 
 def _bought(goal: str, point: Point, label: float, call: float) -> str:
-    cells = [point.told, *point.cells(label, call), _short(point.macro_f1)]
-    return f"| {' | '.join([goal, *cells])} |".replace("|  |", "| |")
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
+    return table_line(goal, point.told, *point.cells(label, call), short(point.macro_f1, 3))
 
 
 def draw(figures: Figures, sets: Sequence[str], file: Path, label: float = LABEL, call: float = CALL) -> None:
     """Draw macro-F1 over money: people alone, and people with models."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "frontier", "font.size": 9})
     found = points(figures, sets)
-    drawn, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for n in sorted({point.n for point in found if point.asked}):
-        line = sorted((p for p in found if p.n == n), key=lambda p: p.calls)
-        told = f"{n} labels, then models" if n else "models alone"
-        axes.plot(*_places(line, label, call), marker="o" if n else "^", label=told)
-    alone = sorted(point for point in found if not point.asked)
-    axes.plot(*_places(alone, label, call), marker="s", color="#444444", label="labels by people alone")
-    best = frontier(found, label, call)
-    axes.step(*_places(best, label, call), where="post", color="#bbbbbb", zorder=0, label="frontier")
-    axes.set_xscale("log", subs=[])
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlabel(f"euros, at {label:g} a label and {call:g} a call")
-    axes.set_ylabel("test macro-F1, mean of four sets")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    drawn.savefig(file, metadata={"Date": None})
-    plt.close(drawn)
+    with svg(file, "frontier") as subplots:
+        _, axes = subplots(figsize=(7, 3.6), layout="constrained")
+        for n in sorted({point.n for point in found if point.asked}):
+            line = sorted((p for p in found if p.n == n), key=lambda p: p.calls)
+            told = f"{n} labels, then models" if n else "models alone"
+            axes.plot(*_places(line, label, call), marker="o" if n else "^", label=told)
+        alone = sorted(point for point in found if not point.asked)
+        axes.plot(*_places(alone, label, call), marker="s", color="#444444", label="labels by people alone")
+        best = frontier(found, label, call)
+        axes.step(*_places(best, label, call), where="post", color="#bbbbbb", zorder=0, label="frontier")
+        axes.set_xscale("log", subs=[])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlabel(f"euros, at {label:g} a label and {call:g} a call")
+        axes.set_ylabel("test macro-F1, mean of four sets")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
 
 
 def _places(line: Sequence[Point], label: float, call: float) -> tuple[list[float], list[float]]:

@@ -26,6 +26,7 @@ from runs.bench.agentps_epochs import LAST as LAST_EPOCH
 from runs.bench.judges import values_of
 from runs.bench.loop_study import WHOLE
 from runs.bench.paired import points_over, t_interval, t_over_seeds
+from runs.bench.shown import short, svg, table_head, table_line
 from runs.bench.study import Figures
 from selftrain._util.types import Interval
 
@@ -63,7 +64,7 @@ def means(
     figures: Figures, rows: Sequence[Row], columns: Sequence[Column], *, dataset: str | None = None
 ) -> Iterator[str]:
     """Yield macro-F1, mean ± sd over the seeds; the best method of a column that is no ceiling is bold."""
-    yield from _head("", [column.label for column in columns])
+    yield from table_head("", *(column.label for column in columns))
     drawn = [
         [list(figures.values(row.method, one.n, "macro_f1", dataset=dataset).values()) for one in columns]
         for row in rows
@@ -77,7 +78,7 @@ def means(
         for cell, most in zip(cells, best, strict=True):
             value = _spread(cell)
             shown.append(f"**{value}**" if cell and fmean(cell) == most else value)
-        yield _line(row.label, shown)
+        yield table_line(row.label, *shown)
 
 
 def points(
@@ -90,13 +91,13 @@ def points(
     metrics: Sequence[str] = METRICS,
 ) -> Iterator[str]:
     """Yield points, by default of macro-F1 and of AUC, over a method, with 95 % intervals over the seeds."""
-    yield from _head("", [column.label for column in columns])
+    yield from table_head("", *(column.label for column in columns))
     for row in rows:
         cells = [
             ", ".join(_interval(_over(figures, sets, row.method, column, one, reference)) for one in metrics)
             for column in columns
         ]
-        yield _line(row.label, cells)
+        yield table_line(row.label, *cells)
 
 
 def _over(  # noqa: PLR0917 -- what is compared, where
@@ -111,7 +112,7 @@ def _over(  # noqa: PLR0917 -- what is compared, where
 
 
 def _interval(found: Interval) -> str:
-    mean, low, high = (_short(value, 1) for value in found)
+    mean, low, high = (short(value, 1) for value in found)
     return f"{mean if mean.startswith('-') else '+' + mean} [{low}, {high}]"
 
 
@@ -119,20 +120,7 @@ def _spread(drawn: Sequence[float]) -> str:
     """Return mean ± sd, that of one value alone; empty where nothing was measured."""
     if not drawn:
         return ""
-    return _short(fmean(drawn), 3) + (f" ± {_short(stdev(drawn), 3)}" if len(drawn) > 1 else "")
-
-
-def _short(value: float, digits: int) -> str:
-    """Return a number without the nought before its point."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, digits) + 0.0:.{digits}f}")
-
-
-def _head(first: str, columns: Sequence[str]) -> list[str]:
-    return [_line(first, columns), "|---" * (len(columns) + 1) + "|"]
-
-
-def _line(first: str, cells: Sequence[str]) -> str:
-    return f"| {' | '.join([first, *cells])} |".replace("|  |", "| |").replace("|  |", "| |")
+    return short(fmean(drawn), 3) + (f" ± {short(stdev(drawn), 3)}" if len(drawn) > 1 else "")
 
 
 # ---- the tables -----------------------------------------------------------------------------------------
@@ -245,19 +233,16 @@ def _loop_parts(figures: Figures, name: str) -> Iterator[str]:
 
 
 def _act(figures: Figures) -> Iterator[str]:
-    yield from _head("points below all human labels", [one.replace(" sys", ", sys") for one in ERRORS])
+    yield from table_head("points below all human labels", *(one.replace(" sys", ", sys") for one in ERRORS))
     found = means_of_ways(figures)
     for label, way in WAYS.items():
-        yield _line(label, [f"{fmean(found[one, way]):.1f}" for one in ERRORS])
+        yield table_line(label, *(f"{fmean(found[one, way]):.1f}" for one in ERRORS))
 
 
 def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterator[str]:
-    yield from _head(
-        "variant",
-        [
-            "questions in the prompt", "process heads", "AUC", "macro-F1", "recall at precision .60",
-            "AUC of the process answers", "seeds",
-        ],
+    yield from table_head(
+        "variant", "questions in the prompt", "process heads", "AUC", "macro-F1", "recall at precision .60",
+        "AUC of the process answers", "seeds",
     )  # fmt: skip
     for method, about in VARIANTS.items():
         cells = []
@@ -266,7 +251,7 @@ def _variants(figures: Figures, dataset: str, n: int, precision: str) -> Iterato
             cells.append(_spread(list(found.values())))
         if any(cells):
             seeds = figures.values(method + precision, n, "auc", dataset=dataset)
-            yield _line(method, [*about, *cells, str(len(seeds))])
+            yield table_line(method, *about, *cells, str(len(seeds)))
 
 
 def _last_epochs(figures: Figures, dataset: str, n: int, precision: str) -> Iterator[str]:
@@ -275,10 +260,12 @@ def _last_epochs(figures: Figures, dataset: str, n: int, precision: str) -> Iter
         way: figures.values(f"{way}{precision}, {LAST_EPOCH}", n, "auc", dataset=dataset) for way in VARIANTS
     }
     seeds = sorted(set().union(*found.values()))
-    yield from _head("AUC after the last epoch", [f"seed {seed}" for seed in seeds])
+    yield from table_head("AUC after the last epoch", *(f"seed {seed}" for seed in seeds))
     for way, by_seed in found.items():
         if by_seed:
-            yield _line(way, ["" if seed not in by_seed else _spread([by_seed[seed]]) for seed in seeds])
+            yield table_line(
+                way, *("" if seed not in by_seed else _spread([by_seed[seed]]) for seed in seeds)
+            )
 
 
 def _over_way(
@@ -297,11 +284,11 @@ def _over_way(
             intervals = {seed: Interval(*(100 * one[seed] for one in ends)) for seed in ends[0]}
             found[f"{way}, {told}" if len(metrics) > 1 else way] = intervals
     seeds = sorted(set().union(*found.values()))
-    yield from _head(f"points over {reference}", [*(f"seed {seed}" for seed in seeds), "mean"])
+    yield from table_head(f"points over {reference}", *(f"seed {seed}" for seed in seeds), "mean")
     for label, by_seed in found.items():
         mean = t_interval([one.value for one in by_seed.values()]) if len(by_seed) > 1 else None
         cells = (*map(by_seed.get, seeds), mean)
-        yield _line(label, ["" if one is None else _interval(one) for one in cells])
+        yield table_line(label, *("" if one is None else _interval(one) for one in cells))
 
 
 def _single(
@@ -313,9 +300,9 @@ def _single(
 
     Of what was measured more than once it is the last, or what `of` makes of all.
     """
-    yield from _head("", ["measured"])
+    yield from table_head("", "measured")
     for label, one in rows.items():
-        yield _line(label, [f"{of(_measured(figures, *one)):.3g}"])
+        yield table_line(label, f"{of(_measured(figures, *one)):.3g}")
 
 
 def _measured(figures: Figures, method: str, metric: str, n: int | None = None) -> list[float]:
@@ -364,8 +351,8 @@ def _forms(figures: Figures) -> Iterator[str]:
     """Yield a line a form of answer: words that are a class, how many of them are right, and the AUC."""
     roles = ("reviewer", "user")
     shown = ("answered by the {}", "accuracy of the {}'s word", "auc, {}")
-    yield from _head(
-        "asked for", [f"{what}, {role}" for what in ("answered", "right", "AUC") for role in roles]
+    yield from table_head(
+        "asked for", *(f"{what}, {role}" for what in ("answered", "right", "AUC") for role in roles)
     )
     for label, form in FORMS.items():
         method = f"judge: qwen2.5-coder-1.5b, {form}, 60 characters"
@@ -373,7 +360,7 @@ def _forms(figures: Figures) -> Iterator[str]:
         found = [list(figures.values(method, FORM_POSTS, metric).values())[-1] for metric in metrics]
         answered, right, auc = found[:2], found[2:4], found[4:]
         shares = [f"{share:.2f}" if count else "-" for count, share in zip(answered, right, strict=True)]
-        yield _line(label, [*(f"{one:.0f}" for one in answered), *shares, *(f"{one:.3f}" for one in auc)])
+        yield table_line(label, *(f"{one:.0f}" for one in answered), *shares, *(f"{one:.3f}" for one in auc))
 
 
 # with so many labels: a study of others measures a run of its own
@@ -418,10 +405,10 @@ BARE_REPORT = {
 def _beside(method: str, of: str, rows: Mapping[str, str], figures: Figures) -> Iterator[str]:
     """Yield the median, lowest and highest of what was measured of a method, a column a size."""
     sizes = sorted({f.n for f in figures.figures if f.method == method})
-    yield from _head("", [f"{n:,} {of}" for n in sizes])
+    yield from table_head("", *(f"{n:,} {of}" for n in sizes))
     for label, metric in rows.items():
         drawn = [_measured(figures, method, metric, n) for n in sizes]
-        yield _line(label, [f"{median(one):.3g} [{min(one):.3g}, {max(one):.3g}]" for one in drawn])
+        yield table_line(label, *(f"{median(one):.3g} [{min(one):.3g}, {max(one):.3g}]" for one in drawn))
 
 
 def _features(figures: Figures) -> Iterator[str]:
@@ -434,10 +421,10 @@ def _features(figures: Figures) -> Iterator[str]:
 
 def _pools(figures: Figures) -> Iterator[str]:
     sizes = sorted({f.n for f in figures.figures})
-    yield from _head("posts in the pool", [f"{n:,}" for n in sizes])
+    yield from table_head("posts in the pool", *(f"{n:,}" for n in sizes))
     for label, metric in {"seconds": "seconds", "peak memory, MB": "peak_rss_mb"}.items():
         drawn = (list(figures.values("ours", n, metric).values()) for n in sizes)
-        yield _line(label, [f"{fmean(one):,.0f}" for one in drawn])
+        yield table_line(label, *(f"{fmean(one):,.0f}" for one in drawn))
 
 
 def _words(name: str, figures: Figures) -> Iterator[str]:
@@ -446,11 +433,11 @@ def _words(name: str, figures: Figures) -> Iterator[str]:
 
 def first_page() -> Iterator[str]:
     """Yield README's table: four figures and no more."""
-    yield from _head("test macro-F1, 100 labels", ["labels alone", "selftrain, offline agents"])
+    yield from table_head("test macro-F1, 100 labels", "labels alone", "selftrain, offline agents")
     for label, file in {"HSOL (tweets)": "hsol", "HarMeme (memes)": "harmeme"}.items():
         figures = Figures(FIGURES / f"{file}.jsonl")
         drawn = (figures.values(method, 100, "macro_f1") for method in ("labels_only C=10", "ours"))
-        yield _line(label, [_spread(list(one.values())) for one in drawn])
+        yield table_line(label, *(_spread(list(one.values())) for one in drawn))
 
 
 Lines = Callable[[Figures], Iterator[str]]
@@ -557,30 +544,24 @@ def written(page: Path) -> str:
 
 def draw(figures: Figures, file: Path) -> None:
     """Draw points of macro-F1 over the labels alone, with intervals: a panel a column, a line a method."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9})
-    drawn, panels = plt.subplots(2, 3, figsize=(11, 6), sharex=True, sharey=True, layout="constrained")
     places = range(len(JUDGES))
-    for panel, column in zip(panels.T.flat, EVERY_SIZE, strict=True):
-        found = [_over(figures, JUDGED, row.method, column, "macro_f1", "labels_only") for row in JUDGES]
-        spread = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
-        colors = [
-            "#0b6e99" if row.method == "ours" else "#999999" if row.ceiling else "#444444" for row in JUDGES
-        ]
-        panel.errorbar([one.value for one in found], places, xerr=spread, fmt="none", ecolor=colors)
-        panel.scatter([one.value for one in found], places, c=colors, zorder=3)
-        panel.axvline(0, color="#bbbbbb", linewidth=0.8)
-        panel.set_title(column.label, fontsize=9)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_yticks(places, [row.label for row in JUDGES])
-    panels[0, 0].invert_yaxis()
-    drawn.supxlabel("points of test macro-F1 over logistic regression on the labels alone", fontsize=9)
-    drawn.savefig(file, metadata={"Date": None})
-    plt.close(drawn)
+    with svg(file, "benchmarks") as subplots:
+        drawn, panels = subplots(2, 3, figsize=(11, 6), sharex=True, sharey=True, layout="constrained")
+        for panel, column in zip(panels.T.flat, EVERY_SIZE, strict=True):
+            found = [_over(figures, JUDGED, row.method, column, "macro_f1", "labels_only") for row in JUDGES]
+            spread = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
+            colors = [
+                "#0b6e99" if row.method == "ours" else "#999999" if row.ceiling else "#444444"
+                for row in JUDGES
+            ]
+            panel.errorbar([one.value for one in found], places, xerr=spread, fmt="none", ecolor=colors)
+            panel.scatter([one.value for one in found], places, c=colors, zorder=3)
+            panel.axvline(0, color="#bbbbbb", linewidth=0.8)
+            panel.set_title(column.label, fontsize=9)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0, 0].set_yticks(places, [row.label for row in JUDGES])
+        panels[0, 0].invert_yaxis()
+        drawn.supxlabel("points of test macro-F1 over logistic regression on the labels alone", fontsize=9)
 
 
 def main() -> int:

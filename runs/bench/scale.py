@@ -29,6 +29,7 @@ from statistics import median
 import psutil
 
 from runs.bench.agents_data import drawn_posts
+from runs.bench.shown import table_head, table_line
 from runs.bench.study import Figure, Figures, numbers
 from selftrain.cli.printing import write_predictions
 from selftrain.data.posts import Post
@@ -227,8 +228,7 @@ def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, fl
 
 def costs(figures: Figures) -> Iterator[str]:
     """Yield a table: medians of the repeats, in process and by workers."""
-    yield f"| posts, model | | {' | '.join(METHODS)} |"
-    yield "|---" * (len(METHODS) + 2) + "|"
+    yield from table_head("posts, model", "", *METHODS)
     for model, told in MODELS.items():
         for n in sorted({f.n for f in figures.figures if f.dataset == model}):
             label = f"{n:,}, {told}"
@@ -236,7 +236,7 @@ def costs(figures: Figures) -> Iterator[str]:
                 found = [figures.values(one, n, metric, dataset=model) for one in METHODS]
                 if any(found) and (metric != "posts_per_second" or model == "encoder"):
                     cells = [f"{median(one.values()):,.0f}" if one else "" for one in found]
-                    yield f"| {' | '.join([label, unit, *cells])} |".replace("  ", " ")
+                    yield table_line(label, unit, *cells)
                     label = ""
 
 
