@@ -71,18 +71,24 @@ class Together(NamedTuple):
 
     max_batch: Annotated[int, option("Posts of one model call.", min=1, metavar="N", panel=TOGETHER)] = 32
     max_wait_ms: Annotated[
-        float, option("How long a post waits for others to share its call.", metavar="MS", panel=TOGETHER)
-    ] = 5.0
+        float,
+        option(
+            "How long a post waits for others to share its call.",
+            min=0, max=60_000, metavar="MS", panel=TOGETHER,
+        ),
+    ] = 5.0  # fmt: skip
     max_queue: Annotated[int, option("Posts that may wait.", min=1, metavar="N", panel=TOGETHER)] = 1024
 
 
 class Limits(NamedTuple):
     """What a request may bring."""
 
-    max_body_mb: Annotated[float, option("Size of a request.", metavar="MB", panel=LIMITS)] = 20.0
+    max_body_mb: Annotated[float, option("Size of a request.", min=0.001, metavar="MB", panel=LIMITS)] = 20.0
     max_posts: Annotated[int, option("Posts of a request.", min=1, metavar="N", panel=LIMITS)] = 256
     max_text: MaxText = 20_000
-    max_image_mb: Annotated[float, option("Size of an image file.", metavar="MB", panel=LIMITS)] = 10.0
+    max_image_mb: Annotated[
+        float, option("Size of an image file.", min=0.001, metavar="MB", panel=LIMITS)
+    ] = 10.0
     max_pixels: MaxPixels = 50_000_000
     max_work: Annotated[
         int,

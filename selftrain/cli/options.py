@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -27,11 +28,13 @@ KEY_VARIABLE = "SELFTRAIN_API_KEY"
 """Environment variable of the key for the agents' servers; a key never stands on a command line."""
 
 
-def _on_a_disk(given: Any) -> Any:  # noqa: ANN401 -- whatever an option holds
-    """Refuse URLs among paths: pathlib would make a folder ``s3:`` of one."""
+def _usable(given: Any) -> Any:  # noqa: ANN401 -- whatever an option holds
+    """Refuse URLs among paths, of which pathlib would make a folder ``s3:``, and what is no finite number."""
     for one in given if isinstance(given, list | tuple) else (given,):
         if isinstance(one, Path):
             refuse(one)
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise typer.BadParameter(f"{one:g}; expected a finite number")
     return given
 
 
@@ -68,7 +71,7 @@ def _table(named: str) -> Path:
 
 def argument(metavar: str, text: str, **more: Any) -> Any:  # noqa: ANN401 -- as typer's own
     """Declare an argument; a path is one on this machine unless it has a parser."""
-    return typer.Argument(metavar=metavar, help=text, **({"callback": _on_a_disk} | more))
+    return typer.Argument(metavar=metavar, help=text, **({"callback": _usable} | more))
 
 
 def option(text: str, *names: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:  # noqa: ANN401
@@ -77,7 +80,7 @@ def option(text: str, *names: str, metavar: str | None = None, panel: str | None
     `names` has "--name" where that is not the parameter's; always of a switch, which has no opposite. `panel`
     is the heading that it stands under. A path is one on this machine unless it has a parser.
     """
-    more = {"callback": _on_a_disk} | more
+    more = {"callback": _usable} | more
     return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 

@@ -362,3 +362,24 @@ def test_two_values_for_one_key_are_refused_and_one_twice_is_one(name):
     }
     with pytest.raises(typer.BadParameter, match=f"label is class in another {name}; expected it once"):
         read_pairs(["label=class", "label=kind"], name, "A=B")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["serve", "run", "--max-body-mb", "nan"],
+        ["serve", "run", "--max-image-mb", "inf"],
+        ["serve", "run", "--max-body-mb", "0"],
+        ["serve", "run", "--max-wait-ms", "inf"],
+        ["serve", "run", "--max-wait-ms", "-5"],
+        ["agents", "check", "http://127.0.0.1:1", "--time-limit", "nan"],
+        ["act", "train", "labels", "--out", "model", "--power", "inf"],
+        ["review", "audit", "run", "--budget", "5", "--floor", "nan"],
+    ],
+)
+def test_what_is_no_number_of_use_is_refused_by_the_options_name(typed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(typed) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: Invalid value for '{typed[-2]}'"), said
+    assert "finite" in said or "greater than or equal" in said or "less than or equal" in said
