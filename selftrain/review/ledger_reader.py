@@ -359,10 +359,11 @@ class LedgerReader:
         return [decision_of(reviews) for reviews in by_post.values()]
 
     def latest(self, reviewer: str) -> Review | None:
-        """Return the reviewer's latest decision; of those of one moment, as of an import, the last made."""
+        """Return the decision that the reviewer made last, whatever a clock that was set back says of it."""
         rows = self._rows(
-            "SELECT post_id, slot, reviewer, label, decided FROM reviews"
-            " WHERE reviewer = ? AND label IS NOT NULL ORDER BY decided DESC, rowid DESC LIMIT 1",
+            "SELECT r.post_id, r.slot, r.reviewer, r.label, r.decided FROM log l"
+            " JOIN reviews r ON r.post_id = l.post_id AND r.reviewer = l.reviewer AND r.label IS NOT NULL"
+            " WHERE l.reviewer = ? AND l.action IN ('decide', 'import') ORDER BY l.number DESC LIMIT 1",
             reviewer,
         )
         return Review(*rows[0]) if rows else None

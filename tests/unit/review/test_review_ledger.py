@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -97,6 +99,17 @@ def test_a_late_decision_counts_as_long_as_nobody_else_has_the_post(tmp_path):
     clock.now += 500
     ledger.decide("ann", "p0", "kind")
     assert [d.label for d in ledger.decisions()] == ["kind"]
+
+
+def test_the_latest_decision_is_the_one_made_last_though_the_clock_was_set_back(tmp_path):
+    ledger, clock = make(tmp_path)
+    for post_id, moved in (("p0", 0), ("p1", -500), ("p2", -500)):
+        clock.now += moved
+        assert ledger.next_post("ann").item.post_id == post_id
+        ledger.decide("ann", post_id, "rude")
+    assert ledger.undo("ann").item.post_id == "p2"
+    assert ledger.undo("ann").item.post_id == "p1"
+    assert ledger.latest("ann").post_id == "p0"
 
 
 def test_a_skipped_post_goes_to_others_and_comes_back_last(tmp_path):
@@ -232,6 +245,14 @@ def test_kappa_is_scikit_learns(pairs):
         assert found is None
     else:
         assert found == pytest.approx(cohen_kappa_score(first, second), abs=1e-12)
+
+
+def test_no_reviewer_waits_for_scikit_learn():
+    program = (
+        "import sys, agents.trust as t; print(t.cohen_kappa([*zip('aab', 'abb')]), 'sklearn' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "0.4 False\n"
 
 
 def test_agreement_of_reviewers_who_differ(tmp_path):
