@@ -93,6 +93,7 @@ class RawRow(NamedTuple):
     remedy: str = ""  # what to do then
     # column -> why its value cannot be read; whoever needs the column refuses the row
     unread: Mapping[str, str] = {}
+    begun: bool = False  # whether it is the last line, no JSON and without an end: it may still be written
 
 
 class Table(NamedTuple):
@@ -448,7 +449,8 @@ def _json_rows(path: Path, file: IO[str], notes: list[str]) -> Iterator[RawRow]:
             try:
                 fields, end = decoder.value(content, at)
             except (ValueError, RecursionError) as error:
-                yield RawRow(lines.number, None, *_no_json(error, content))
+                begun = not line.endswith("\n")
+                yield RawRow(lines.number, None, *_no_json(error, content), begun=begun)
                 break
             yield decoder.row(lines.number, fields, content[at:end])
             at = _BETWEEN.match(content, end).end()  # type: ignore[union-attr]

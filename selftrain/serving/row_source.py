@@ -105,6 +105,9 @@ def read_source(
     found = False
     new = _after(contents, done, source, remedy, rows.pass_over if whole else None)
     for raw, digest in rows.ahead(new, lambda row: row[0]):
+        if raw.begun and not whole:
+            tell(f"line {raw.line} is no JSON yet and has no end: it is left until it is written")
+            break
         found = True
         yield _checked(raw, rows, text_limit, digest)
     if whole and not found and not done.rows:

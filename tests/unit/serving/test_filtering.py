@@ -85,6 +85,18 @@ def test_what_cannot_be_read_or_scored_is_set_aside_with_its_line_and_reason(tmp
     assert (tally.rows, tally.kept, tally.failed) == (6, 1, 5)
 
 
+def test_a_line_that_is_still_written_is_left_until_it_is_whole(tmp_path):
+    source, sink, told = tmp_path / "in.jsonl", tmp_path / "sink.jsonl", []
+    whole, half = '{"id": "a", "text": "0.9"}\n', '{"id": "b", "te'
+    source.write_text(whole + half)
+    assert run(source, sink, tell=told.append)[:3] == (1, 1, 0)
+    assert told == ["line 2 is no JSON yet and has no end: it is left until it is written"]
+    source.write_text(whole + half + 'xt": "0.8"}\n{"id": "c", "text": "0.7"}')
+    assert run(source, sink)[:3] == (3, 3, 0)
+    assert [row["id"] for row in records(sink)] == ["a", "b", "c"]
+    assert not (tmp_path / "sink.jsonl.quarantine.jsonl").read_text()
+
+
 def test_csv_parquet_and_standard_input_give_what_json_lines_give(tmp_path, monkeypatch):
     rows = [{"id": "a", "text": "0.9"}, {"id": "b", "text": "0.1"}, {"id": "c", "text": "0.7"}]
     (tmp_path / "in.csv").write_text("id,text\na,0.9\nb,0.1\nc,0.7\n")
