@@ -178,7 +178,7 @@ _FIELDS = ", ".join(GivenPost.model_fields)
 def parse(body: bytes, limits: RequestLimits) -> list[GivenPost]:
     """Read the posts of a request: ``{"posts": [...]}``, or one post by itself."""
     try:
-        given = json.loads(body.decode(), object_pairs_hook=each_once)
+        given = json.loads(body.decode("utf-8-sig"), object_pairs_hook=each_once)
     except UnicodeDecodeError as error:
         raise BadRequestError(
             400, f"the body is not UTF-8 (byte {error.start}); expected JSON in UTF-8"

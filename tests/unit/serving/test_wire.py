@@ -44,6 +44,8 @@ def test_a_list_and_a_single_post_are_read():
     assert listed[1].images == (png(),)
     alone = parse(body({"id": "ü", "images": ["data:image/png;base64," + encoded(png())]}), LIMITS)
     assert [(one.id, one.text, one.images) for one in alone] == [("ü", "", (png(),))]
+    # as Windows' editors and PowerShell write a file that is sent
+    assert parse(b"\xef\xbb\xbf" + body(post()), LIMITS)[0].id == "a"
 
 
 @pytest.mark.parametrize(
