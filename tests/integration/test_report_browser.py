@@ -86,6 +86,16 @@ def test_a_run_that_has_just_begun_opens(open_page, tmp_path, scores):
     expect(page.locator("#verdicts")).to_contain_text("No verdict yet")
 
 
+def test_a_long_list_of_what_was_left_out_does_not_part_the_page(open_page, tmp_path):
+    begun = made(tmp_path, PLAIN)
+    row = {"kind": "copy", "id": "a", "line": 1, "reason": "its text matches 'b'"}
+    (begun.path / "quarantine.jsonl").write_text((json.dumps(row) + "\n") * 200)
+    page = open_page(write_report(begun))
+    frame = page.get_by_role("region", name="What was left out")
+    assert frame.locator("tbody tr").count() == 200
+    assert frame.bounding_box()["height"] < 600
+
+
 def test_without_javascript_the_figures_are_there_and_the_browser_says_what_it_needs(open_page, folder):
     page = open_page(folder.path / "report.html", java_script_enabled=False)
     expect(page.locator(".tile").first).to_be_visible()

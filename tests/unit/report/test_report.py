@@ -186,6 +186,18 @@ def test_trust_is_shown_and_its_absence_said(tmp_path, plain_page):
     assert "How well their probabilities hold was not measured" in words(page_of(folder))
 
 
+def test_classes_stand_in_one_order_in_all_tables_of_a_page(tmp_path):
+    folder, measured = made(tmp_path, PLAIN), trust(PLAIN)
+    # an agent knows no order of the classes; one that nobody was known to be of may be among the answers
+    measured["agents"]["agent"]["confusion"] = {
+        "negative": {"else": 6, "negative": 1, "positive": 2, "(failed)": 0},
+        "positive": {"else": 7, "negative": 3, "positive": 4, "(failed)": 5},
+    }
+    (folder.path / "trust.json").write_text(json.dumps(measured))
+    said = words(page_of(folder))
+    assert "answer by column positive negative else (failed) positive 4 3 7 5 negative 2 1 6 0" in said
+
+
 def test_cost_is_summed_and_its_absence_said(tmp_path):
     assert "No costs were recorded" in words(page_of(made(tmp_path / "none", PLAIN)))
     cost = {"calls": 12, "stored": 3, "failed": 1, "prompt": 4000, "cached": 3000, "image": 0}
