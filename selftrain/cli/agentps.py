@@ -319,7 +319,7 @@ def _measure(
 ) -> None:
     """Write answers, metrics, what was left out and the page; killed, the same goes on."""
     asked, left_out = loaded.built.questions, out / checkpoint.QUARANTINE
-    with streams.part_of(out / checkpoint.VALIDATION, loaded.fingerprint).opened() as opened:
+    with streams.part_of(out / checkpoint.VALIDATION, {"model": loaded.fingerprint}).opened() as opened:
         if not opened.finished:
             if not opened.tally.rows:
                 opened.write([], map(row_stream.json_line, measured.noted))

@@ -128,7 +128,7 @@ def write_predictions(
         list_left_out(printed.first_failed, printed.tally.failed)
         return
     out = Path(target)
-    with streams.part_of(out, work.predictor.fingerprint, rows).opened() as opened:
+    with streams.part_of(out, work.identity, rows).opened() as opened:
         if not opened.finished:
             stream(target=opened, remedy=opened.remedy, listed=f"they are listed in {opened.quarantine}; ")
         opened.publish(out)
@@ -168,7 +168,7 @@ def check_target(target: str, *read: Path, rows: int | None = None) -> None:
             f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"
         )
     if target != "-":
-        streams.part_of(out, "", rows).check()
+        streams.part_of(out, {}, rows).check()
 
 
 def _check_folder(out: Path) -> None:

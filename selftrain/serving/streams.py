@@ -68,6 +68,12 @@ class ModelAtWork:
     engine: Engine | None = None  # where the model is at work; None: in this process
     load: Callable[[], Predictor] | None = None  # opens the same model where `engine` needs it once more
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what may not change between two starts that write one file: the model, and what it reads."""
+        named = {"columns": dict(self.columns)} if self.columns else {}
+        return {"model": self.predictor.fingerprint} | named
+
     def pour(
         self, source: str, target: RowTarget, judge: Judge[Predictor], *,
         chunk: int, advice: str, reading: Mapping[str, Any], **options: Any,  # noqa: ANN401
@@ -108,12 +114,12 @@ def limits_of(model: Path) -> tuple[int, Tolerance]:
     return section.max_image_pixels, Tolerance(section.max_bad_rows, section.max_bad_share)
 
 
-def part_of(target: Path, model: str, rows: int | None = None) -> Sink:
-    """Return where the lines of a file are until it is whole; `model` is a fingerprint.
+def part_of(target: Path, identity: Json, rows: int | None = None) -> Sink:
+    """Return where the lines of a file are until it is whole; for `identity` see `Sink`.
 
     With `rows` the target is a folder of files of so many lines.
     """
-    part, identity = target.with_name(f"{target.name}.part"), {"model": model}
+    part = target.with_name(f"{target.name}.part")
     remedy = f"give another --out, or remove {part}*"
     return (
         Sink(part, identity, remedy)
@@ -198,13 +204,13 @@ def filter_posts(
 
     Raises:
         ServingError: Standard input, and another engine than this process.
-        RunMismatchError: The sink was begun with another model, threshold, text limit or source.
+        RunMismatchError: The sink was begun with another model, columns, threshold, text limit or source.
         QuarantineError: More posts failed than tolerated; what passed before is in the sink.
         RunBusyError, RunStateError, StorageError, ManifestError, EngineError: See `Sink` and `pour`.
     """
     if work.engine is not None and source == STDIN:
         raise ServingError("standard input is read by this process alone: give a file, or no --ray")
-    identity = {"model": work.predictor.fingerprint, "threshold": threshold, "text_limit": text_limit}
+    identity = work.identity | {"threshold": threshold, "text_limit": text_limit}
     with Sink(sink, identity).opened() as opened:
         return work.pour(
             source, opened, partial(_passing, threshold=threshold), chunk=_FILTERED,

@@ -47,7 +47,7 @@ def posts(count, bad=()):
 def go(place, target, tolerance=ANY, **options):
     predictor = options.pop("predictor", TextPredictor())
     source = place / "in.jsonl"
-    work = ModelAtWork(predictor=predictor, tolerance=tolerance)
+    work = ModelAtWork(predictor=predictor, tolerance=tolerance, **options)
     write_predictions(str(target), work, source, done="scored")
     return predictor
 
@@ -121,6 +121,20 @@ def test_csv_has_one_heading_also_where_it_went_on(tmp_path):
         "id", "label", "probability", "probabilities.yes", "probabilities.no", "process.many.a",
         "process.many.b", "selftrain.escaped",
     }  # fmt: skip
+
+
+def test_what_was_begun_with_other_columns_is_refused(tmp_path):
+    """The rows are the same, and what was scored is not: half of the file would be of another column."""
+    rows = [row | {"body": "0.5"} for row in posts(20)]
+    rows[5]["text"] = rows[5]["body"] = ["no text"]
+    write_rows(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(QuarantineError):
+        go(tmp_path, out, Tolerance(0, None), columns={"text": "body"})
+    with pytest.raises(RunMismatchError, match=r"columns: \{'text': 'body'\} until now, None asked for"):
+        go(tmp_path, out)
+    go(tmp_path, out, columns={"text": "body"})
+    assert {row["probability"] for row in records(out)} == {0.5}
 
 
 def test_what_another_model_or_manifest_began_is_refused(tmp_path):
