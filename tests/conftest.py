@@ -7,7 +7,7 @@ import inspect
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,15 @@ def _small_run(home: Path) -> None:
     )
     rounds = list(start(recipe, home / "run").rounds())
     assert [finished.number for finished in rounds] == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[dict[str, str]]:
+    """The environment variables by which boto3 reaches an S3 server of our own."""
+    from object_storage import object_storage
+
+    with object_storage() as named:
+        yield named
 
 
 @pytest.hookimpl(tryfirst=True)

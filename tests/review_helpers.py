@@ -25,6 +25,17 @@ WORDS = PLAIN | {"agent": "reviewer", "rationale": "because of the lantern"}
 COLOURS = ("red", "green", "blue")
 
 
+class Clock:
+    """A clock of its own; two decisions never fall on the same instant."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        self.now += 0.001
+        return self.now
+
+
 def verdict(said, post_id):
     """Divergent: the classifier and the first agent against the second one, which comes round too late."""
     judgments = [

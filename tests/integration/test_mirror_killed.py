@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from object_storage import BUCKET, object_storage
+from object_storage import BUCKET
 from processes import run
 
 boto3 = pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
@@ -50,12 +50,6 @@ if place != "nowhere":
 sys.exit(main(words))
 """
 COMPARED = ("candidates.jsonl", "verdicts.jsonl", "scores.jsonl", "model.safetensors")
-
-
-@pytest.fixture
-def storage():
-    with object_storage() as named:
-        yield named
 
 
 def content(folder):

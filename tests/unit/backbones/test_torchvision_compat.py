@@ -10,6 +10,11 @@ from backbones import torchvision_compat
 from backbones.errors import TorchvisionError
 
 
+def python(code):
+    words, checkout = [sys.executable, "-c", code], Path(__file__).parents[3]
+    return subprocess.run(words, capture_output=True, text=True, cwd=checkout, check=False)
+
+
 @pytest.mark.parametrize("first", ["", "try: import torchvision\nexcept Exception: pass\n"])
 def test_it_imports_in_a_fresh_process_twice_and_after_a_failed_import(first):
     code = first + (
@@ -17,13 +22,7 @@ def test_it_imports_in_a_fresh_process_twice_and_after_a_failed_import(first):
         "import torch; from torchvision.transforms import functional as F\n"
         "print(tuple(F.resize(torch.zeros(3, 8, 8), [4, 4]).shape))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        check=False,
-    )
+    done = python(code)
     assert done.stdout.strip() == "(3, 4, 4)", done.stderr
 
 
@@ -43,11 +42,5 @@ def test_light_modules_do_not_import_torch():
         "import sys, backbones, backbones.base, backbones.images, backbones.errors, selftrain.data.features\n"
         "print([name for name in ('torch', 'transformers', 'torchvision') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        check=False,
-    )
+    done = python(code)
     assert done.stdout.strip() == "[]", done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from cli_helpers import here
-from object_storage import BUCKET, emptied_bucket, object_storage
+from object_storage import BUCKET, emptied_bucket
 from typer._click.core import Context
 
 from selftrain._util.object_urls import local_path
@@ -20,12 +20,6 @@ from selftrain.runs import Run, start
 
 pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
 URL = f"s3://{BUCKET}/team/posts.jsonl"
-
-
-@pytest.fixture(scope="module")
-def storage():
-    with object_storage() as named:
-        yield named
 
 
 @pytest.fixture

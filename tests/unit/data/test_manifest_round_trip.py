@@ -11,24 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_manifest import TASK
 
 from selftrain.data.manifest import read_manifest
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.tables import fold
-from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ManifestError
-
-TASK = Task(
-    "t",
-    (TaskClass("spam", "unwanted"), TaskClass("ham", "wanted")),
-    "spam",
-    "p",
-    questions=(
-        Question("link", "A link?", ("yes", "no")),
-        Question("faces", "Faces?", ("yes", "no"), "most"),
-    ),
-)
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 scalars = st.one_of(

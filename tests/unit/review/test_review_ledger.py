@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from review_helpers import Clock
 from sklearn.metrics import cohen_kappa_score
 
 from agents.trust import cohen_kappa
@@ -20,15 +21,6 @@ from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import UNSURE, ReviewItem, agreement_of
 
 CLASSES = ("rude", "kind", "odd")
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        self.now += 0.001  # two decisions never fall on the same instant
-        return self.now
 
 
 def entries(n, start=0):

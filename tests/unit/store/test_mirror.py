@@ -7,7 +7,7 @@ import threading
 from contextlib import ExitStack
 
 import pytest
-from object_storage import BUCKET, emptied_bucket, object_storage
+from object_storage import BUCKET, emptied_bucket
 
 from selftrain.cli import main
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
@@ -17,12 +17,6 @@ from selftrain.store.mirror import Mirror
 
 pytest.importorskip("boto3", reason="needs the development tools: pip install .[dev]")
 URL = f"s3://{BUCKET}/team/mine"
-
-
-@pytest.fixture(scope="module")
-def storage():
-    with object_storage() as named:
-        yield named
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from io import BytesIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_storage import BUCKET, emptied_bucket, object_storage
+from object_storage import BUCKET, emptied_bucket
 from PIL import Image
 
 from selftrain._util.object_urls import is_url, local_path, name_urls, url_of, url_or_path
@@ -30,12 +30,6 @@ pytest.importorskip("boto3", reason="needs the development tools: pip install .[
 ROWS = [{"id": f"p{i}", "text": f"text {i}", "label": "yes"} for i in range(50)] + [
     {"id": "p1", "text": "again"}
 ]
-
-
-@pytest.fixture(scope="module")
-def storage():
-    with object_storage() as named:
-        yield named
 
 
 @pytest.fixture
