@@ -96,9 +96,10 @@ def select_models(
     prompts: options.Prompts = None,
     labelled: Annotated[int, option("Labelled posts to test on.", metavar="N")] = 100,
     pool: Annotated[
-        int | None, option("Posts that the budget is for; by default the unlabelled ones.", metavar="N")
+        int | None,
+        option("Posts that the budget is for; by default the unlabelled ones.", metavar="N", min=0),
     ] = None,
-    buffer: Annotated[float, option("On top of the errors.", metavar="SHARE")] = 0.1,
+    buffer: Annotated[float, option("On top of the errors.", metavar="SHARE", min=0, max=1)] = 0.1,
     reading: options.Reading,
     seed: options.Seed = 0,
     token_cap: options.TokenCap = None,
@@ -234,6 +235,10 @@ def annotate(
     posts = [post for post in read if post.label is None]
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
+    if budget > len(posts):  # before anything is paid for, and before the folder keeps to it
+        raise BudgetError(
+            f"a budget of {budget:,} for {len(posts):,} unlabelled posts: expected at most as many"
+        )
     sample = sampling.SampleSettings(budget, *drawing, seed)
     folder, prompts = labelling.LabelFolder(out), annotators.AnnotationPrompts(panels.brief_of(loaded))
     criticizer = criticizer or annotator

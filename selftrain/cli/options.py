@@ -174,7 +174,7 @@ Seed = Annotated[int, option("Of every draw.", metavar="N")]
 TokenCap = Annotated[
     int | None, option("Most tokens that this may cost, in all starts.", metavar="N", min=1, panel=COST)
 ]
-Budget = Annotated[int, option("Posts that people review.", metavar="B")]
+Budget = Annotated[int, option("Posts that people review.", metavar="B", min=1)]
 
 
 class Reading(NamedTuple):
@@ -249,10 +249,11 @@ class Drawing(NamedTuple):
         "exponential"
     )
     floor: Annotated[
-        float, option("Of the budget, drawn from all posts alike.", metavar="SHARE", panel=DRAWING)
+        float,
+        option("Of the budget, drawn from all posts alike.", metavar="SHARE", min=0, max=1, panel=DRAWING),
     ] = 0.1
     double_annotation_rate: Annotated[
-        float, option("Of the posts, reviewed by two people.", metavar="SHARE", panel=DRAWING)
+        float, option("Of the posts, reviewed by two people.", metavar="SHARE", min=0, max=1, panel=DRAWING)
     ] = 0.1
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from backbones import load_backbone
 from backbones.base import Backbone
 from selftrain._util.plugins import accepted
+from selftrain._util.printable import shorten
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.act.training import ACTTrainer
 from selftrain.config import BackboneSection, ClassifierSection, Recipe, stored_recipe
@@ -31,7 +32,7 @@ from selftrain.models.metrics import auc, macro_f1, wilson
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.trainer import HeadTrainer
 from selftrain.review.estimates import BatchOutcome, outcome
-from selftrain.review.labelling import LabelFolder, labelled_posts, read_posts, review_folder
+from selftrain.review.labelling import LabelFolder, contents_of, labelled_posts, read_posts, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.store.run_dir import RunFolder, compared
 
@@ -128,8 +129,8 @@ def train_on_reviews(
         seed: Of the split, the initial weights and dropout.
 
     Raises:
-        TrainingError: Nobody has reviewed yet, nothing to validate on, or a review that hands out the likely
-            errors first and is not finished.
+        TrainingError: Nobody has reviewed yet, nothing to validate on, two posts of one id, or a review that
+            hands out the likely errors first and is not finished.
         RunMismatchError: The folder's posts have changed.
         ManifestError, TaskError, SplitError, QuarantineError: The data cannot be used.
     """
@@ -152,6 +153,7 @@ def train_on_reviews(
             f"{path} has no post of trusted label to validate on: label some in its manifest, a hundred are"
             " plenty, or give a manifest of labelled posts with --validation"
         )
+    _check_ids(trusted)
     rows, failed = _encode(trusted, encoder, backbone, progress=progress)
     learned = reviewed_labels(batches, trusted, failed)
     # --- training, and how good it is
@@ -185,6 +187,18 @@ def _fit(
         {name: _quality(model.classes, labels, probs) for name, (_, labels, probs) in measured.items()},
     )  # fmt: skip
     return found, measured
+
+
+def _check_ids(trusted: TrustedPosts) -> None:
+    """Refuse two posts of one id: manifests that are each numbered from 1 would be taken for each other's."""
+    met = dict(trusted.by_id)
+    for post in (*trusted.validation, *trusted.test):
+        other = met.setdefault(post.id, post)
+        if other != post and contents_of([other]) != contents_of([post]):
+            raise TrainingError(
+                f"the id {post.id!r} is one post in one manifest and another in the next,"
+                f" {shorten(other.text)} and {shorten(post.text)}: give every post an id of its own"
+            )
 
 
 def _encode(

@@ -145,7 +145,7 @@ def begin(
     data: Json = {"manifest": url_or_path(manifest.resolve()), "task": str(task.resolve())}
     if columns:
         data["columns"] = dict(columns)
-    contents = _contents(posts)
+    contents = contents_of(posts)
     identity = {
         "task": loaded.name, "classes": list(loaded.names), "policy": loaded.fingerprint,
         "posts": _digest(contents),
@@ -154,7 +154,7 @@ def begin(
     folder.begin({"data": data, "labelling": dict(settings)}, environment, contents)
 
 
-def _contents(posts: Iterable[Post]) -> list[PostDigest]:
+def contents_of(posts: Iterable[Post]) -> list[PostDigest]:
     """Return what each post shows a model, by id; labels, which a manifest may get later, are not in it."""
 
     def of(post: Post) -> PostDigest:
@@ -177,7 +177,7 @@ def labelled_posts(folder: LabelFolder, task: Task) -> Sequence[Post]:
     files = folder.data_files()
     # how many rows may be bad was judged when it began
     posts = read_posts(files.manifest, task, files.columns, Tolerance(None, None))
-    contents = _contents(posts)
+    contents = contents_of(posts)
     if folder.environment().identity.get("posts", "") not in ("", _digest(contents)):
         raise RunMismatchError(
             f"the posts of {url_or_path(files.manifest)} are not those that were labelled in {folder.path}:"

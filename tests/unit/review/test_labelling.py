@@ -248,3 +248,19 @@ def test_rows_that_are_set_aside_are_told(data, caplog):
     labelled(data, rule="normalised", floor=0.3)
     read_posts(data / "posts.jsonl", load_task(data / "task.toml"))
     assert "1 rows are set aside, line 41, id 'bad': label 'none of them' is none of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget", "37"], "a budget of 37 for 36 unlabelled posts"),
+        (["--budget", "0"], "'--budget'"),
+        (["--budget", "9", "--floor", "1.5"], "'--floor'"),
+        (["--budget", "9", "--double-annotation-rate", "-1"], "'--double-annotation-rate'"),
+    ],
+)
+def test_a_draw_that_cannot_be_is_refused_before_anything_is_paid_for(options, said, data, capsys):
+    files = [str(data / "posts.jsonl"), "--task", str(data / "task.toml"), "--out", str(data / "labels")]
+    assert main(["act", "annotate", *files, "--annotator", "http://127.0.0.1:9", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (data / "labels").exists()

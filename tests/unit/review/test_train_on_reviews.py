@@ -81,6 +81,18 @@ def test_a_labelling_of_three_classes_trains_a_model_that_scores_posts(data, tmp
     assert truth_of("p1") == NAMES[1]
 
 
+def test_one_id_in_two_manifests_is_one_post(data, tmp_path):  # noqa: F811
+    labelled(data, **SAMPLED)
+    review(data)
+    validation = manifest_of(data / "validation.jsonl", NAMES, range(100, 130))
+    other = validation.read_text().replace('"text": "1', '"text": "2')
+    (data / "test.jsonl").write_text(other)
+    with pytest.raises(TrainingError, match=r"id 'v100' is one post in one .* '100 is \w+' and '200 is"):
+        train_on_reviews(data / "labels", tmp_path / "model", validation=validation, test=data / "test.jsonl")
+    same = train_on_reviews(data / "labels", tmp_path / "model", validation=validation, test=validation)
+    assert same.quality["test"] == same.quality["validation"]
+
+
 def test_the_command_trains_and_predict_opens_what_it_wrote(data, capsys):  # noqa: F811
     labelled(data, **SAMPLED)
     review(data)
