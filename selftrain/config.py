@@ -208,7 +208,7 @@ class ClassifierSection(PartSection):
     # None: the trainer's own, which differ between a head and a backbone
     epochs: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, le=1e6)
-    weight_decay: float | None = Field(None, ge=0)
+    weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
     batch_size: int = Field(16, ge=1)  # finetune
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)

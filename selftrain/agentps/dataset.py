@@ -231,11 +231,8 @@ def _of_run(run: Path, sources: SourceSettings, seed: int) -> LabelledPosts:
             read, left_out = read_posts(local_path(files[name]), task, own)
             posts |= {post.id: post for post in read}
             quarantine += left_out
-    quarantine += [
-        {"kind": "gone", "id": one, "reason": "in no manifest of the run any more"}
-        for one in (*grown, *validated)
-        if one not in posts
-    ]
+    known = dict.fromkeys((*grown, *(() if sources.validation else validated)))
+    quarantine += _gone(run, known, posts, sources)
     # what the run knew of a post: its manifest may hold answers that the run hid with the label
     train = [
         replace(
@@ -249,14 +246,24 @@ def _of_run(run: Path, sources: SourceSettings, seed: int) -> LabelledPosts:
         validation, left_out = read_posts(sources.validation, task, sources)
         quarantine += left_out
     elif grown.keys() & validated.keys():  # a run without a validation split leaves labelled posts out
-        known = [post for post in train if post.id in validated]
-        validation = _draw_validation(known, sources.validation_share, seed)
+        people = [post for post in train if post.id in validated]
+        validation = _draw_validation(people, sources.validation_share, seed)
     found = _labelled(task, train, validation, quarantine, sources)
     if sources.reviews is None:
         return found
     hidden = {i: replace(post, process={}) for i, post in posts.items() if post.label is not None}
     seen = {post.id: post for post in found.train}
     return _with_reviews(found, run, sources.reviews, posts | hidden | seen)
+
+
+def _gone(run: Path, known: Collection[str], posts: Collection[str], sources: SourceSettings) -> list[Json]:
+    """Return which posts that a run knows its manifests no longer have; QuarantineError: too many."""
+    gone = [one for one in known if one not in posts]
+    sources.tolerance.check(
+        len(gone), len(known), [f"  id {one!r}" for one in gone[:10]], what="posts", where=f"{run}: ",
+        fault="are in no manifest of the run any more",
+    )  # fmt: skip
+    return [{"kind": "gone", "id": one, "reason": "in no manifest of the run any more"} for one in gone]
 
 
 def _scored(folder: RunFolder, split: str) -> dict[str, str]:
@@ -266,12 +273,16 @@ def _scored(folder: RunFolder, split: str) -> dict[str, str]:
 
 
 def run_test_posts(run: Path, task: Task, sources: SourceSettings) -> list[Post]:
-    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none."""
+    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none.
+
+    QuarantineError: its manifests no longer have more of them than tolerated.
+    """
     folder = RunFolder(run)
     files, tested = folder.data_section(), _scored(folder, "test")
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
     named = [local_path(files[name]) for name in ("manifest", "test") if files.get(name) is not None]
     posts = {post.id: post for file in named for post in read_posts(file, task, sources)[0]}
+    _gone(run, tested, posts, sources)
     return [replace(posts[i], label=label) for i, label in tested.items() if i in posts]
 
 

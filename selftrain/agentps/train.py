@@ -227,7 +227,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
     check_named(recipe, questions)
-    _check_examples(questions, training, posts, validation)
+    _check_examples(questions, posts, validation)
     work = _Work(recipe, out, accelerator, build(settings, found.task), validation)
     built, identity = work.built, _identity(recipe, work.built, [*posts, *validation])
     if _finished(out, identity):
@@ -264,21 +264,19 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
 
 
 def check_named(recipe: AgentPSRecipe, questions: dataset.QuestionSet) -> None:
-    """Refuse a recipe that weighs or decides a question that is not asked."""
+    """Refuse a recipe that weighs or decides a question, or an answer, that is not asked."""
     names = [one.name for one in questions.all]
     recipe.training.question_weights(names)
-    check_names("training.class_weights names", recipe.training.class_weights, names)
+    recipe.training.answer_weights(dataset.count_answers(questions, ()))
     check_names("a rule is given for", recipe.decisions, names)
 
 
 def _check_examples(
     questions: dataset.QuestionSet,
-    training: TrainingSettings,
     posts: Sequence[dataset.Example],
     validation: Sequence[dataset.Example],
 ) -> None:
     """Refuse what would end a training after its base model was loaded, or after an epoch."""
-    training.answer_weights(dataset.count_answers(questions, posts))
     for q, question in enumerate(questions.process):
         if not any(one.targets[q].any() for one in posts):
             raise DataError(

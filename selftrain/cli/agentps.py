@@ -106,7 +106,7 @@ def train(
     )
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one prints
         return
-    model_page.write_report(out, out / checkpoint.PAGE)
+    _draw(out)
     _print_metrics(out / checkpoint.METRICS)
     if merge is not None:
         checkpoint.merge_adapters(trained, merge)
@@ -159,7 +159,7 @@ def from_run(
         _ask(found, annotation.annotation_settings(None, servers, token_cap), file)
         data = data.model_copy(update={"process": file})
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
-    model_page.write_report(out, out / checkpoint.PAGE)
+    _draw(out)
     if tested:
         measured = _Measured([*enumerate(tested, 1)], f"the test posts of {run}", made.data.tolerance)
         _measure(trained, measured, out / "test", made.training.evaluation_batch, _check_device("auto"))
@@ -219,7 +219,7 @@ def predict(
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
     OUT.part, or in the folder that --rows-per-file fills.
     """
-    check_target(out, manifest, rows=rows_per_file)
+    check_target(out, model, manifest, rows_per_file)
     _check_device(device)
     if server is not None and device != "auto":
         raise SelftrainError("with --server another process computes: leave out --device, or --server")
@@ -336,7 +336,13 @@ def _measure(
             atomic.write_json(out / checkpoint.METRICS, figures)
         opened.publish(out / checkpoint.VALIDATION, left_out)
     tasks.dump_task(loaded.task, out / checkpoint.TASK)
+    _draw(out)
+
+
+def _draw(out: Path) -> None:
+    """Draw the page of a folder, and say which posts were left out."""
     model_page.write_report(out, out / checkpoint.PAGE)
+    left_out = out / checkpoint.QUARANTINE
     if left_out.exists():
         typed = quarantined.LeftOutRow.from_json
         listed = [row for row in run_dir.read_jsonl(left_out) if typed(row).kind != manifests.NOTE]

@@ -46,7 +46,7 @@ def predict(
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
     OUT.part, or in the folder that --rows-per-file fills.
     """
-    check_target(out, manifest, rows=rows_per_file)
+    check_target(out, model, manifest, rows_per_file)
     engine = workers.engine()
     pixels, usual = streams.limits_of(model)
     work = _at_work(

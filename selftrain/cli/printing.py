@@ -21,7 +21,7 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.spreadsheet import ESCAPED, escape
 from selftrain.errors import DataError
-from selftrain.store import atomic
+from selftrain.store import atomic, checksums
 
 with deferred():
     from selftrain.report import left_out as quarantined
@@ -157,12 +157,12 @@ class _Printed:
         self.tally = tally
 
 
-def check_target(target: str, *read: Path, rows: int | None = None) -> None:
+def check_target(target: str, model: Path, manifest: Path, rows: int | None = None) -> None:
     """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed."""
     out = Path(target)
     if rows is not None:
         _check_folder(out)
-    atomic.check_not_read(out, *read)
+    atomic.check_not_read(out, manifest, model, *checksums.files_of(model))
     if out.suffix.lower() in (".parquet", ".xlsx", ".xls", ".tsv"):
         raise DataError(
             f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"

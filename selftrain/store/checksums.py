@@ -26,7 +26,7 @@ ROUNDS = "rounds"
 # killed or refused by the disk, as often as that may happen in a row
 _BEFORE = 3
 
-_AGAIN = "give the same command again: it is written anew"
+_AGAIN = "give the command that wrote it once more: it is written anew"
 _REMEDIES = {
     "grown.jsonl": _AGAIN,
     "quarantine.jsonl": _AGAIN,
@@ -67,6 +67,11 @@ def note_round(root: Path, folder: Path, last: Mapping[str, str]) -> None:
     place = f"{ROUNDS}/{folder.name}/"
     digests = {one.name: digest_of(one) for one in sorted(folder.iterdir()) if one.is_file()} | dict(last)
     note(root, {place + name: digest for name, digest in digests.items()}, instead_of=place)
+
+
+def files_of(root: Path) -> list[Path]:
+    """Return the files that a folder is read from, as far as it notes them; none where it notes nothing."""
+    return [root / name for name in _read(root)]
 
 
 def check(file: Path) -> None:

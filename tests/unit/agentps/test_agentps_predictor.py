@@ -107,6 +107,17 @@ def test_the_common_command_predicts_with_it_too(place, tmp_path):
         assert set(one["process"]) == {"insult", "tone"}
 
 
+@pytest.mark.parametrize("words", [("agentps", "predict"), ("predict",)])
+def test_a_models_own_files_are_not_written_over(place, words, tmp_path, capsys):
+    """Its thresholds could never be set anew: the answers on its validation posts would be gone."""
+    folder = shutil.copytree(place / "model", tmp_path / "model")
+    file = folder / "validation.jsonl"
+    before = file.read_bytes()
+    assert main([*words, str(folder), str(place / "posts.jsonl"), "--out", str(file)]) == 2
+    assert "validation.jsonl is a file that is read, and would be lost" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 def test_scores_in_files_of_so_many_posts(place, tmp_path, capsys):
     args = ["agentps", "predict", str(place / "model"), str(place / "posts.jsonl"), "--out"]
     assert main([*args, str(tmp_path / "one.jsonl")]) == 0

@@ -144,8 +144,12 @@ def rows_of(file):
 
 
 @pytest.mark.parametrize(
-    "change", ["decisions.lout=f1", "training.weights.lout=2", 'training.class_weights.lout="balanced"']
-)
+    "change",
+    [
+        "decisions.lout=f1", "training.weights.lout=2", 'training.class_weights.lout="balanced"',
+        "training.class_weights={loud = {lout = 2.0}}",
+    ],
+)  # fmt: skip
 def test_a_question_that_is_not_asked_is_said_before_anything_is_paid_for(
     run_with_questions, backend, tmp_path, capsys, change
 ):
@@ -161,6 +165,57 @@ def test_a_manifest_in_the_place_of_the_run_is_said(run_with_questions, tmp_path
     assert main([*words, "--out", str(tmp_path / "model")]) == 2
     assert "is a file; expected the folder of a finished run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_test_posts_that_their_manifest_has_no_more_are_said_before_anything_is_paid_for(
+    run_with_questions, backend, tmp_path, capsys
+):
+    tested = {post.id for post in run_test_posts(run_with_questions, *of_run(run_with_questions))}
+    run = without(run_with_questions, tmp_path, tested)
+    command = ["agentps", "from-run", str(run), "--server", "http://127.0.0.1:9"]
+    assert main([*command, "--out", str(tmp_path / "model")]) == 2
+    told = capsys.readouterr().err
+    assert f"{run}: 24 of 24 posts (100.00%) are in no manifest of the run any more" in told
+    assert not backend.requests
+
+
+def of_run(run):
+    return load_posts(SourceSettings(run=run), 0).task, SourceSettings()
+
+
+def without(run, folder, ids):
+    """A copy of a run whose manifest lacks some posts by now."""
+    copy, before = folder / "run", run.parent / "data" / "manifest.jsonl"
+    shutil.copytree(run, copy)
+    shutil.copytree(before.parent, folder / "data")
+    rows = [line for line in before.read_text().splitlines() if json.loads(line)["id"] not in ids]
+    (folder / "data" / "manifest.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    recipe = copy / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace(str(before), str(folder / "data" / "manifest.jsonl")))
+    checksums.note_written(recipe)
+    return copy
+
+
+def test_posts_of_a_run_that_its_manifest_has_no_more_count_and_are_told(
+    run_with_questions, tmp_path, capsys
+):
+    """Half of them were left out without a word."""
+    place, gone = training_folder(tmp_path / "base"), [post.id for post in known_posts(run_with_questions)]
+    run, out = without(run_with_questions, tmp_path, gone[:3]), tmp_path / "model"
+    command = ["agentps", "train", str(run), "--recipe", str(place / "recipe.toml"), "--out", str(out)]
+    command += ["--set", "training.epochs=1", "--set", "model.max_tokens=200"]
+    command += ["--set", "data.max_bad_share=1", "--set"]
+    assert main([*command, "data.max_bad_rows=2"]) == 2
+    assert f"{run}: 3 of {len(gone)} posts" in capsys.readouterr().err
+    assert main([*command, "data.max_bad_rows=3"]) == 0
+    told = capsys.readouterr().err
+    assert f"3 posts left out, listed in {out / 'quarantine.jsonl'}" in told
+    assert f"id {gone[0]!r}: in no manifest of the run any more" in told
+
+
+def known_posts(run):
+    found = load_posts(SourceSettings(run=run), 0)
+    return [*found.train, *found.validation]
 
 
 def test_test_posts_that_are_gone_are_said_before_anything_is_paid_for(

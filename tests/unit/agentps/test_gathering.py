@@ -440,7 +440,8 @@ def test_recipes():
     assert load_agentps_recipe(None, ["frames.count=0"]).model_settings().frames is None
     with pytest.raises(RecipeError, match="names"):
         recipe.training.question_weights(["insult"])
-    for wrong in ("model.variant=psy", "training.metric=accuracy", "model.ranks=3", "frames.repeat=maybe"):
+    wrongs = ("model.variant=psy", "training.metric=accuracy", "model.ranks=3", "frames.repeat=maybe")
+    for wrong in (*wrongs, f"seed={2**64}", "training.weight_decay=inf"):
         with pytest.raises(RecipeError, match="fault"):
             load_agentps_recipe(None, [wrong])
     last = 'training.metric="last"'
