@@ -173,12 +173,12 @@ def _byte_level() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTES = _byte_level()
+BYTES = _byte_level()
 
 
 def _from_bytes(token: str) -> str:
-    if all(letter in _BYTES for letter in token):
-        return bytes(_BYTES[letter] for letter in token).decode("utf-8", "replace")
+    if all(letter in BYTES for letter in token):
+        return bytes(BYTES[letter] for letter in token).decode("utf-8", "replace")
     return token
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from agents.ask.answer_schema import AnswerSchema
 from agents.ask.label_probs import TOLERANCE, label_probs
 from agents.client.base import Token
+from agents.client.messages import BYTES
 from selftrain.errors import DataError
 
 SCRIPTS = {
@@ -52,16 +53,8 @@ def _tekken(file: Path) -> Iterator[bytes]:
     return (b64decode(one["token_bytes"]) for one in found["vocab"][:most])
 
 
-def byte_level() -> dict[int, str]:
-    """Byte -> the letter by which GPT-2's vocabulary and its heirs write it."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-
-
 def _from_letters(tokens: Collection[str]) -> Iterator[bytes]:
-    byte_of = {letter: byte for byte, letter in byte_level().items()}
-    return (bytes(byte_of[c] for c in token) for token in tokens if all(c in byte_of for c in token))
+    return (bytes(BYTES[c] for c in token) for token in tokens if all(c in BYTES for c in token))
 
 
 def _tokenizer_json(file: Path) -> Iterator[bytes]:

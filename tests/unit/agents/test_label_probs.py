@@ -15,11 +15,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from agents.ask.answer_schema import AnswerSchema
 from agents.ask.label_probs import TOLERANCE, label_probs
 from agents.client.base import Token
+from agents.client.messages import BYTES
 from runs.bench.agents_labels import (
     SCRIPTS,
     TOKENIZERS,
     CountableModel,
-    byte_level,
     error_of,
     label_errors,
     labels_of,
@@ -69,11 +69,10 @@ def trained(kind: str) -> tuple[bytes, ...]:
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(CORPUS, trainer)
-    byte_of = {letter: byte for byte, letter in byte_level().items()}
     pieces = {bytes([byte]) for byte in range(256)} if fallback and kind != "wordpiece" else set()
     for token in tokenizer.get_vocab():
         if "byte-level" in kind:
-            pieces.add(bytes(byte_of[letter] for letter in token))
+            pieces.add(bytes(BYTES[letter] for letter in token))
         else:
             pieces.add(token.removeprefix("##").replace("\u2581", " ").encode())
     if kind == "wordpiece":
