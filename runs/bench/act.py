@@ -101,7 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, figures: Figures) -> None:
-    """Measures what --json does not hold yet, and prints the tables.
+    """Measure what --json does not hold yet, and print the tables.
 
     Raises:
         DataError: The data is not there; the message says where to get it.

@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, figures: Figures) -> None:
-    """Measures the parts that the file does not hold yet, and prints the table.
+    """Measure the parts that the file does not hold yet, and print the table.
 
     Raises:
         SelftrainError, AgentError: No data, no server.

@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, figures: Figures) -> None:
-    """Measures each size, and prints the table.
+    """Measure each size, and print the table.
 
     Raises:
         SelftrainError: No Chromium, or no Playwright to drive it.

@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, figures: Figures) -> None:
-    """Measures each in a child process, and prints the table."""
+    """Measure each in a child process, and print the table."""
     asked = [("nothing", n) for n in args.n]
     asked += [("encoder", n) for n in args.encoded if n]
     for model, n in asked:

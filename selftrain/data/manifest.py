@@ -141,9 +141,7 @@ class Rows:
         self._checked: dict[tuple[str, tuple[Path, str] | None], Path | RowError] = {}
         self._listed: dict[Path, dict[str, str]] = {}  # folder -> names in it, where pictures are missing
         self._fields, self._unread = Counter[str](), Counter[str]()
-        self._classes = Counter[
-            str
-        ]()  # columns, not read, that are called as classes are, or hold their names
+        self._classes = Counter[str]()  # columns, not read, that are called as classes, or hold their names
         self._notes: dict[str, ManifestNote] = {}
 
     def post(self, raw: RawRow) -> Post:
