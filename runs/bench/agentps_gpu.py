@@ -94,11 +94,11 @@ VARIANTS = (
 # ---- what is measured -----------------------------------------------------------------------------------
 
 
-def on_gpu(posts: int = POSTS, *, seconds: float = SECONDS) -> dict[str, float]:
+def on_gpu() -> dict[str, float]:
     """Posts a second, peak memory and share of the card's bfloat16 rate, albums as images and as a video.
 
     The card's rate is that of a product of two square matrices of 8192, measured here. Figures are printed as
-    they come; after `seconds` no further variant is begun.
+    they come; after `SECONDS` no further variant is begun.
     """
     from accelerate import Accelerator
 
@@ -108,7 +108,7 @@ def on_gpu(posts: int = POSTS, *, seconds: float = SECONDS) -> dict[str, float]:
     result = {"card, bf16 TFLOP/s": rate / 1e12, "cores": float(workers_for("cuda") + 1)}
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {result}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        drawn = draw_albums(Path(folder), posts, SIDE)
+        drawn = draw_albums(Path(folder), POSTS, SIDE)
         result |= reading(llava_reader("images"), drawn, side=SIDE, pin=True)
         for lean in (False, True):
             images = assembled(llava_onevision("images", accelerator.device), SIDE, lean=lean)
@@ -116,7 +116,7 @@ def on_gpu(posts: int = POSTS, *, seconds: float = SECONDS) -> dict[str, float]:
             models = {"images": images, "video": video}
             variants = [one for one in VARIANTS if one.lean == lean]
             print(f"model made after {time.perf_counter() - begun:.0f} s", flush=True)
-            left = seconds - (time.perf_counter() - begun)
+            left = SECONDS - (time.perf_counter() - begun)
             result |= measure(models, accelerator, drawn, variants, rate=rate, seconds=left)
             del models, images, video
             torch.cuda.empty_cache()
@@ -238,14 +238,14 @@ def reading(reader: Reader, posts: Sequence[Example], *, side: int, pin: bool = 
     return result
 
 
-def on_cpu(posts: int = POSTS) -> dict[str, float]:
+def on_cpu() -> dict[str, float]:
     """What a machine without a GPU can tell: what reading alone can feed, and the tokens of published frames.
 
     Those are of sixteen pictures of 360 x 636, as images and as a video.
     """
     result = dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
-        drawn = draw_albums(Path(folder), posts, SIDE)
+        drawn = draw_albums(Path(folder), POSTS, SIDE)
         result |= reading(llava_reader("images"), drawn, side=SIDE)
         published = Frames(ALBUM, 360, 636)
         for album in ("images", "video"):

@@ -18,7 +18,6 @@ from runs.bench.agents_data import drawn_posts
 from selftrain.data.posts import Post
 
 if TYPE_CHECKING:
-    from agents.ask.answer_schema import AnswerForm
     from agents.ask.judge import JudgePanel
     from agents.client.base import Backend
     from selftrain.data.task import Task
@@ -204,16 +203,7 @@ def _seconds_of_generate(model: Path, requests: Sequence[ChatRequest], tokens: i
     return fmean(seconds[1:])
 
 
-def recorded_panel(
-    address: str,
-    task: Task,
-    folder: Path,
-    name: str,
-    protocol: str = "cross_review",
-    *,
-    form: AnswerForm | None = None,
-    rationale_chars: int = 60,
-) -> tuple[JudgePanel, Recording]:
+def recorded_panel(address: str, task: Task, folder: Path, name: str) -> tuple[JudgePanel, Recording]:
     """A panel with a store of its own; `name` goes into its prompts."""
     from dataclasses import replace
 
@@ -227,7 +217,7 @@ def recorded_panel(
     from selftrain.panels import brief_of
 
     brief = replace(brief_of(task), task=f"{task.name} ({name})")
-    agent = VLMAgent(JudgePrompts(brief), PROTOCOLS[protocol], form=form, rationale_chars=rationale_chars)
+    agent = VLMAgent(JudgePrompts(brief), PROTOCOLS["cross_review"], rationale_chars=60)
     recording = Recording(ChatClient([address], timeout=600.0))
     runner = Runner(
         recording, ResponseCache(folder / "answers.sqlite"), run=name, manner=Manner(attempts=1),

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,17 +44,9 @@ def export_smollm2(folder: Path) -> Path:
     Raises:
         WeightsError: The package with the weights is not installed.
     """
-    if _finished(folder):
-        return folder
-    import torch
-
     from backbones.smollm2 import load_smollm2
 
-    language = load_smollm2(torch.bfloat16)
-    with _Unfinished(folder) as partial:
-        language.model.save_pretrained(partial)
-        language.tokenizer.save_pretrained(partial)
-    return folder
+    return _exported(folder, load_smollm2)
 
 
 class Pieces(NamedTuple):
@@ -112,14 +107,18 @@ def export_qwen(folder: Path) -> Path:
     Raises:
         WeightsError: As `load_qwen`.
     """
+    return _exported(folder, partial(load_qwen, folder.name))
+
+
+def _exported(folder: Path, load: Callable[[torch.dtype], LanguageModel]) -> Path:
     if _finished(folder):
         return folder
     import torch
 
-    language = load_qwen(folder.name, torch.bfloat16)
-    with _Unfinished(folder) as partial:
-        language.model.save_pretrained(partial)
-        language.tokenizer.save_pretrained(partial)
+    language = load(torch.bfloat16)
+    with _unfinished(folder) as place:
+        language.model.save_pretrained(place)
+        language.tokenizer.save_pretrained(place)
     return folder
 
 
@@ -143,11 +142,11 @@ def export_small_vlm(folder: Path, seed: int = 0) -> Path:
     image_token, video_token = add_image_tokens(language.tokenizer)
     torch.manual_seed(seed)
     model = _around(language.model, image_token, video_token)
-    with _Unfinished(folder) as partial:
-        model.save_pretrained(partial)
-        _rename_tower(partial / "model.safetensors")
+    with _unfinished(folder) as place:
+        model.save_pretrained(place)
+        _rename_tower(place / "model.safetensors")
         processor = llava_processor(language.tokenizer, side=IMAGE_SIDE, image_tokens=IMAGE_TOKENS)
-        processor.save_pretrained(partial)
+        processor.save_pretrained(place)
     return folder
 
 
@@ -219,18 +218,11 @@ def _finished(folder: Path) -> bool:
     return (folder / "config.json").exists()
 
 
-class _Unfinished:
-    """A folder beside the target, moved to it only when all of it is written."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.partial = folder.with_name(f".{folder.name}.partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self.partial.rename(self.folder)
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Lend a folder beside the target, which is moved to it only when all of it is written."""
+    place = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    yield place
+    place.rename(folder)
