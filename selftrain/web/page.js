@@ -110,8 +110,11 @@ const shared = (() => {
       waiting = setTimeout(then, 120);
     });
   };
+  // what a key is called, whatever Caps Lock or a layout without Latin letters make of it
+  const keyOf = ({ key, code }) => key.length > 1 ? key
+    : key > "\x7f" && /^Key.$/.test(code) ? code[3].toLowerCase() : key.toLowerCase();
   return {
     byId, data, make, button, isolated, figure, number, meter, label, chip, postText, step, parties, probabilities,
-    evidence, pictureRow, unveilAll, searched,
+    evidence, pictureRow, unveilAll, searched, keyOf,
   };
 })();

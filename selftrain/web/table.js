@@ -15,7 +15,7 @@
 //   pictures(row)               the element whose pictures s shows
 //   keys, rowKeys               further ones
 shared.table = (root, own) => {
-  const { byId, data, number, unveilAll } = shared;
+  const { byId, data, number, unveilAll, keyOf } = shared;
   const listing = data("listing"), count = listing.id.length;
   const search = byId("f-search"), sort = byId("f-sort");
   const filters = Object.keys(own.filters).map(byId).filter(Boolean);
@@ -103,7 +103,7 @@ shared.table = (root, own) => {
     if (event.key === "Escape" && event.target === search) { own.focus(); return; }
     if (event.target.closest("input:not([type=checkbox]), select, textarea")) return;
     const onRow = found.length && own.focused(event.target) && rowKeys[event.key];
-    const act = onRow || (byId("keys").checked && keys[event.key]);
+    const act = onRow || (byId("keys").checked && keys[keyOf(event)]);
     if (!act) return;
     event.preventDefault();
     if (found.length || event.key === "/") act(onRow ? "row" : "key");

@@ -157,6 +157,17 @@ def test_the_whole_review_by_keyboard_alone(serve, visit):
     assert len(labels(server)) == 2
 
 
+@pytest.mark.parametrize("key", ["u", "U", "\N{CYRILLIC SMALL LETTER GHE}"])
+def test_letters_are_keys_under_caps_lock_and_on_keyboards_without_latin_ones(serve, visit, key):
+    server = serve()
+    page = visit(server)
+    first = shown_id(page)
+    pressed = "new KeyboardEvent('keydown', {key, code: 'KeyU', bubbles: true})"
+    page.evaluate(f"key => document.body.dispatchEvent({pressed})", key)
+    expect(page.locator("#post-id")).not_to_have_text(first)
+    assert labels(server) == {first: None}
+
+
 def test_keys_can_be_turned_off_and_fields_take_them(serve, visit):
     server = serve()
     page = visit(server)

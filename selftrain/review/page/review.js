@@ -1,7 +1,7 @@
 // The review page. It shows one post, sends one answer, and shows the next post only when the server has said
 // that the answer is on its disk; an answer that could not be saved stays on the screen and is sent again.
 (() => {
-  const { byId, data, make, button, chip, isolated, number, step, parties, evidence } = shared;
+  const { byId, data, make, button, chip, isolated, number, step, parties, evidence, keyOf } = shared;
   const settings = data("settings");
   const RETRIES = [1, 2, 4, 8, 15]; // seconds
   const POLL = 5, TIMEOUT = 20;
@@ -414,7 +414,7 @@
     if (mode === "name" || !byId("keys").checked || event.target.closest("input, textarea, select")) return;
     const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code); // some keyboards want Shift for digits
     const at = digit ? Number(digit[1]) - 1 : -1;
-    const act = at >= 0 && at < settings.classes.length ? () => decide(settings.classes[at].name) : keys[event.key];
+    const act = at >= 0 && at < settings.classes.length ? () => decide(settings.classes[at].name) : keys[keyOf(event)];
     if (!act) return;
     event.preventDefault();
     act();
