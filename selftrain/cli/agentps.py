@@ -374,13 +374,19 @@ def _print_next(out: Path) -> None:
 def _print_metrics(file: Path) -> None:
     """Print one row a question."""
     questions = model_records.ModelMetrics.read(file).questions
-    found = table("question", *HEADINGS, title="metrics with 95 % intervals", show_edge=True, pad_edge=True)
+    found = table(
+        "question",
+        *HEADINGS,
+        title="metrics of the answer looked for, with 95 % intervals",
+        show_edge=True,
+        pad_edge=True,
+    )
     for name, one in questions.items():
         known = [] if one.metrics is None else [one.metrics[metric] for metric in METRICS]
         cells = [f"{m.value:.3f}\n{m.low:.3f}-{m.high:.3f}" for m in known] or ["-"] * len(METRICS)
         found.add_row(name, str(one.posts), *cells)
     console().print(found)
     for name, one in questions.items():
-        for line in (one.note, *(one.decision.lines(one.looked_for) if one.decision else ())):
+        for line in (one.note, one.overall, *(one.decision.lines(one.looked_for) if one.decision else ())):
             if line:
                 console().print(plain(f"{name}: {line}"), soft_wrap=True)

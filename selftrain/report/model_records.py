@@ -92,6 +92,14 @@ class QuestionMetrics(_Record):
     calibration: CalibrationRecord | None = None
 
     @property
+    def overall(self) -> str:
+        """Return in words what the answers that are given are worth over all of them; nothing of two."""
+        if self.all_answers is None:
+            return ""
+        figures = "macro-F1 {macro_f1:.3f}, accuracy {accuracy:.3f}".format_map(self.all_answers)
+        return f"over all {len(self.answers)} answers: {figures}"
+
+    @property
     def base_rate(self) -> float:
         """Share of posts that have the answer looked for: the precision of choosing blindly."""
         return self.answers[self.looked_for] / self.posts

@@ -14,6 +14,7 @@ from report_helpers import CONTROLS, MARKUP, TEMPLATE
 from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.predict import PICTURES, TEXT, answers_row
+from selftrain.cli.agentps import _print_metrics as print_metrics
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
@@ -251,9 +252,16 @@ def test_posts_without_a_class_have_a_table_without_truth(tmp_path):
     assert {a["id"] for _, a in seen.tags if "id" in a} & {"f-outcome", "f-truth"} == set()
 
 
-def test_four_classes_and_no_questions(tmp_path):
+def test_four_classes_and_no_questions(tmp_path, capsys):
+    """Macro-F1 is of all classes in large and after the table, where it is of one against the others."""
     made(tmp_path, FOUR, drawn_posts(FOUR, 60), epochs=3, steps=30)
     seen = ParsedPage(page_of(tmp_path))
+    every = json.loads((tmp_path / "metrics.json").read_text())["questions"]["final"]["all_answers"]
+    assert f"Macro-F1 {every['macro_f1']:.3f} over all 4 answers" in seen.words()
+    print_metrics(tmp_path / "metrics.json")
+    told = capsys.readouterr().out
+    assert "metrics of the answer looked for" in told
+    assert f"final: over all 4 answers: macro-F1 {every['macro_f1']:.3f}, accuracy" in told
     assert "Which is it: sexual, violent, hateful, none?" in seen.words()
     assert "over all 4 answers" in seen.words()
     listing, post = json.loads(seen.raw["listing"]), json.loads(seen.raw["cases-0"])[0]
