@@ -200,6 +200,9 @@ class _Work(NamedTuple):
         figures = {"validations": validations, "best": results.index(best)}
         rows = [answers_row(asked, decided(decisions, one)) for one in scored]
         write_measured(self.out, asked, rows, decisions, figures)
+        if unread := [one for one in scored if one.reason]:
+            told = ({"kind": "picture", "id": one.example.id, "reason": one.reason} for one in unread)
+            atomic.write_jsonl(self.out / checkpoint.QUARANTINE, [*_noted(self.out), *told])
         about = more | {
             "finished": True,
             "precision": "float32" if self.accelerator.mixed_precision == "no" else "bfloat16",
@@ -292,11 +295,16 @@ def _begin(out: Path, recipe: AgentPSRecipe, found: dataset.LabelledPosts) -> No
     """Write what the folder says before the first step."""
     _write_recipe(out, recipe)
     dump_task(found.task, out / checkpoint.TASK)
-    before = (out / checkpoint.QUARANTINE).exists()
-    noted = read_jsonl(out / checkpoint.QUARANTINE) if before else []
+    noted = _noted(out)
     rows = [*found.quarantine, *(row for row in noted if row["kind"] == "picture")]
-    if rows or before:
+    if rows or noted:
         atomic.write_jsonl(out / checkpoint.QUARANTINE, rows)
+
+
+def _noted(out: Path) -> list[Json]:
+    """Return what a folder's quarantine lists."""
+    file = out / checkpoint.QUARANTINE
+    return [*read_jsonl(file)] if file.exists() else []
 
 
 def _write_recipe(out: Path, recipe: AgentPSRecipe) -> None:

@@ -464,6 +464,24 @@ def test_validation_posts_of_which_none_of_a_class_can_be_read_are_found_before_
     assert not (place / "model" / "losses.jsonl").exists()
 
 
+def test_a_validation_post_that_cannot_be_read_is_noted_with_the_others_and_told(tmp_path, cpu, capsys):
+    place = training_folder(tmp_path, posts=20, frames=1)
+    (place / "broken.png").write_bytes((place / "red.png").read_bytes()[:60])
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    rows = [row | {"split": "validation" if n < 10 else "train"} for n, row in enumerate(rows)]
+    rows[3]["images"] = ["broken.png"]
+    (place / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = place / "model"
+    command = ["agentps", "train", str(place / "posts.jsonl"), "--task", str(place / "task.toml")]
+    command += ["--recipe", str(place / "recipe.toml"), "--set", "training.epochs=1", "--out", str(out)]
+    assert main(command) == 0
+    noted = map(json.loads, (out / QUARANTINE).read_text().splitlines())
+    assert [row["id"] for row in noted if row["kind"] == "picture"] == ["p3"]
+    told = capsys.readouterr().err
+    assert f"1 posts left out, listed in {out / QUARANTINE}" in told
+    assert "id 'p3'" in told
+
+
 def test_a_post_that_cannot_be_read_gives_no_gradient(tmp_path, cpu, as_examples):
     """Its label may be anything."""
     found = []
