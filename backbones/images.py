@@ -82,7 +82,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
             # Decoders fed damaged bytes raise a dozen types (OSError, SyntaxError, struct.error, ...).
             raise ImageError(
                 f"{path}: cannot be decoded ({error}); expected a complete {image.format} file. "
-                "Fetch it again, or drop it from the manifest."
+                "Fetch it again, or leave it out."
             ) from error
 
 
@@ -112,7 +112,7 @@ def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:
         raise ImageError(
             f"{path}: not an image that can be read ({type(error).__name__}); expected one of "
-            f"{', '.join(FORMATS)}. Convert it, or drop it from the manifest."
+            f"{', '.join(FORMATS)}. Convert it, or leave it out."
         ) from error
     with image:
         _check_size(path, image.width, image.height, max_pixels)
@@ -142,7 +142,7 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if short < 1 or long > short * MAX_ASPECT:
         raise ImageError(
             f"{path}: {width} x {height} is a strip; the long side may be at most {MAX_ASPECT} times the "
-            "short one. Crop it, or drop it from the manifest."
+            "short one. Crop it, or leave it out."
         )
 
 

@@ -135,7 +135,7 @@ def read_frames(
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(
             f"{path}: cannot be read as a video ({error}); expected one of {', '.join(sorted(VIDEOS))}."
-            " Fetch it again, or drop it from the manifest"
+            " Fetch it again, or leave it out"
         ) from error
 
 
@@ -150,7 +150,7 @@ class _Video:
         if self._stream.codec_context is None:
             raise MediaError(
                 f"{path}: nothing here decodes its video; expected a usual codec, H.264 for instance. Save it"
-                " anew (`ffmpeg -i OLD NEW`), or drop it from the manifest"
+                " anew (`ffmpeg -i OLD NEW`), or leave it out"
             )
         self._decoded = self._pixels = 0
         self._check_size(self._stream)
@@ -186,7 +186,7 @@ class _Video:
         if not first < end:
             raise MediaError(
                 f"{self._path}: neither its header nor its packets say how long it is; expected a video with"
-                " timestamps. Save it anew (`ffmpeg -i OLD NEW`), or drop it from the manifest"
+                " timestamps. Save it anew (`ffmpeg -i OLD NEW`), or leave it out"
             )
         self._container.seek(int(first), stream=self._stream)
         return float(first * self._stream.time_base), float((end - first) * self._stream.time_base)

@@ -114,7 +114,9 @@ def test_a_bad_picture_costs_its_post_alone_and_names_it_as_the_client_knows_it(
     assert placed.posts[1].images[0].read_bytes() == png()
     assert "images[1]: 101 x 100 = 10,100 pixels; at most 10,000" in placed.reasons[0]
     assert placed.reasons[2].startswith("images[0]: not an image")
+    # a client has neither the server's files nor a manifest
     assert str(tmp_path) not in "".join(placed.reasons.values())
+    assert "manifest" not in "".join(placed.reasons.values())
     score = Prediction("", "yes", {"yes": 0.75, "no": 0.25}, {"q": {"a": 1 / 3}})
     told = answer("m", placed, [score])
     assert [one["id"] for one in told["scores"]] == ["large", "good", "broken"]
