@@ -6,9 +6,9 @@ import os
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -93,17 +93,18 @@ def serve(
         session.close()
 
 
-def _drawing_given(context: typer.Context) -> list[str]:
-    """Return the options on how posts are drawn that stand on the command line."""
-    sources = {
-        param.opts[0]: context.get_parameter_source(param.name or "")
-        for param in context.command.params
-        if getattr(param, "rich_help_panel", None) == DRAWING
-    }
-    return [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+def _drawing_given(context: typer.Context) -> dict[str, object]:
+    """Return the options on how posts are drawn that stand on the command line, and their values."""
+    found = dict[str, object]()
+    for param in context.command.params:
+        source = context.get_parameter_source(name := param.name or "")
+        drawing = getattr(param, "rich_help_panel", None) == DRAWING
+        if drawing and source is not None and source.name != "DEFAULT":
+            found[param.opts[0]] = context.params[name]
+    return found
 
 
-def _goes_on(folder: run_dir.RunFolder, budget: int | None, drawing: Sequence[str]) -> bool:
+def _goes_on(folder: run_dir.RunFolder, budget: int | None, drawing: Mapping[str, object]) -> bool:
     """Return whether the run has a review with posts in it, for these options."""
     folder.recipe()  # no run folder: said before anything else
     with ledger.opened_ledger(folder) as found:
@@ -115,9 +116,15 @@ def _goes_on(folder: run_dir.RunFolder, budget: int | None, drawing: Sequence[st
                 f"{path} holds a review with a budget of {allowed:,}, now {budget:,}: leave --budget out to"
                 " go on with it, or move the file away to begin anew"
             )
-    if drawing and budget is None:
+        among = next((one for one in found.batches() if one in get_args(Among)), "divergent")
+        order = "uncertain" if found.likeliest_first(among) else "sampled"
+        rate = found.double_annotation_rate
+    # the same command goes on; what else it was begun with, no ledger says
+    begun = {"--among": among, "--order": order, "--seed": found.seed, "--double-annotation-rate": rate}
+    other = [name for name in drawing if budget is None or begun.get(name, drawing[name]) != drawing[name]]
+    if other:
         raise LedgerError(
-            f"{path} holds a review whose posts are drawn: {', '.join(drawing)} cannot change it. Leave that"
+            f"{path} holds a review whose posts are drawn: {', '.join(other)} cannot change it. Leave that"
             " out, or move the file away to begin anew"
         )
     return True

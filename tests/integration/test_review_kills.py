@@ -178,6 +178,9 @@ def test_mistakes_are_told_in_a_line(tmp_path):
         assert f"127.0.0.1:{port} cannot be listened on" in refused(run, "--budget", 5, "--port", port)
     assert "a budget of 5, now 6" in refused(run, "--budget", 6)
     assert "--rule cannot change it" in refused(run, "--rule", "threshold")
+    # with the budget it is the same command, unless the ledger says otherwise
+    others = ("--among", "accepted", "--seed", 1, "--order", "uncertain", "--double-annotation-rate", 0.1)
+    assert "drawn: --order, --among, --seed cannot change it" in refused(run, "--budget", 5, *others)
 
 
 def test_a_ledger_of_another_run_is_refused(tmp_path):
