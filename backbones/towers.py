@@ -130,7 +130,7 @@ class TwoTowers:
         As many texts and images go through the towers at once as the device takes best, whatever `batch_size`
         says: it would show in the last bits.
         """
-        texts = [_readable(post.text) for post in posts if has_text(post)]
+        texts = [readable(post.text) for post in posts if has_text(post)]
         with_text = torch.tensor([has_text(post) for post in posts], dtype=torch.bool)
         with_image = torch.tensor([bool(post.images) for post in posts], dtype=torch.bool)
         text_block = torch.zeros(len(posts), self.layout.text_width)
@@ -159,7 +159,7 @@ class TwoTowers:
         text_rows = [index for index, post in enumerate(posts) if has_text(post)]
         image_rows = [index for index, post in enumerate(posts) for _ in post.images]
         return {
-            **self._tokens([_readable(posts[index].text) for index in text_rows]),
+            **self._tokens([readable(posts[index].text) for index in text_rows]),
             "text_rows": torch.tensor(text_rows, dtype=torch.long),
             "size": torch.tensor(len(posts)),
             "pixels": torch.stack(pixels) if pixels else torch.zeros(0, 3, *self._sides),
@@ -245,7 +245,7 @@ def has_text(post: Encodable) -> bool:
     return bool(post.text.strip())
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Return a text with a question mark for half a surrogate pair, which no tokenizer takes."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 

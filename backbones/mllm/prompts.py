@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from backbones.errors import PromptFitError
+from backbones.towers import readable
 
 ANSWER_TOKEN = "<ans>"
 Inputs = dict[str, Tensor]
@@ -125,7 +126,7 @@ class Words:
     def cut(self, text: str) -> str:
         """Return the beginning of `text` that fits, special strings broken."""
         # a token is a character at least: no need to read a novel to keep a page of it
-        plain = defuse((text.strip() or NO_TEXT)[: self.budget * 32], self._special)
+        plain = defuse(readable((text.strip() or NO_TEXT)[: self.budget * 32]), self._special)
         found = self._tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True)
         spans = found["offset_mapping"]
         if len(spans) <= self.budget:

@@ -279,6 +279,12 @@ def test_texts_are_cut_to_what_the_prompt_leaves(family):
         mllm.reader(WORDING, "left", 20)
 
 
+def test_half_a_surrogate_pair_does_not_end_the_batch(family):
+    reader = family.reader(WORDING, "left", 96)
+    odd, plain = (reader.read([Prompt(one), Prompt("b")])["input_ids"] for one in ("x \ud800 y", "x ? y"))
+    assert torch.equal(odd, plain)
+
+
 def test_a_character_of_several_tokens_is_kept_whole_or_not_at_all(family):
     words = family.reader(WORDING, "left", 96).words
     for before in range(8):
