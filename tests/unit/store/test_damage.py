@@ -156,7 +156,9 @@ def test_a_kill_between_the_note_and_the_file_leaves_a_sound_folder(tmp_path):
     checksums.write_jsonl(file, [{"id": "b"}])
     checksums.check(file)
     file.write_text('{"id": "a"}\n')
-    with pytest.raises(RunStateError, match=r"grown\.jsonl is damaged.*give the same command again"):
+    with pytest.raises(
+        RunStateError, match=r"grown\.jsonl is damaged.*give the command that wrote it once more"
+    ):
         checksums.check(file)
 
 
