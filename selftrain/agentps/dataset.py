@@ -316,12 +316,18 @@ def _labelled(
             f"all {len(posts):,} posts to learn from are among those that validate, so that none is left:"
             " name others as data.validation, or lower data.validation_share"
         )
+    if sources.validation is not None:
+        quarantine = [*quarantine, *(_validates_too(post) for post in posts if post.id in ids)]
     soft = {
         post.id: _soft_target(post, task.names, sources.soft_target)
         for post in kept
         if post.label is not None and not by_people(post)
     }
     return LabelledPosts(task, kept, validation, quarantine, soft)
+
+
+def _validates_too(post: Post) -> Json:
+    return {"kind": "copy", "id": post.id, "reason": "data.validation has a post of this id, which validates"}
 
 
 def _soft_target(post: Post, names: Sequence[str], without: float) -> Target:

@@ -167,6 +167,9 @@ def test_a_manifest_validates_in_the_place_of_a_runs_own_posts(small_run, tmp_pa
     found = load_posts(SourceSettings(run=small_run, validation=tmp_path / "check.jsonl"), 0)
     assert [post.id for post in found.validation] == [row["id"] for row in rows]
     assert not {post.id for post in found.train} & {row["id"] for row in rows}
+    assert [row["id"] for row in found.quarantine if row["kind"] == "copy"] == [
+        row["id"] for row in grown[:3]
+    ]
 
 
 def test_of_a_run_without_validation_posts_a_share_of_the_labelled_ones_validates(small_run, tmp_path):
