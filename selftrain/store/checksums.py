@@ -70,7 +70,7 @@ def note_round(root: Path, folder: Path, last: Mapping[str, str]) -> None:
 
 
 def files_of(root: Path) -> list[Path]:
-    """Return the files that a folder is read from, as far as it notes them; none where it notes nothing."""
+    """Return the files that a folder is read from, as far as it notes them; none of a model in one file."""
     return [root / name for name in _read(root)]
 
 
@@ -132,7 +132,7 @@ def _read(root: Path) -> dict[str, list[str]]:
     try:
         check_regular(file)
         return msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise RunStateError(

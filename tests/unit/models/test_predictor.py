@@ -282,6 +282,17 @@ def test_pictures_of_odd_shapes_are_cut_as_the_backbone_cuts_them(predictor, exp
     assert np.abs(positive(expected) - positive(found)).max() < 1e-4
 
 
+def test_a_model_in_one_file_predicts_from_the_command_line_and_is_not_written_over(
+    exported, manifest, tmp_path, capsys
+):
+    assert main(["predict", str(exported), str(manifest), "--out", str(tmp_path / "scored.jsonl")]) == 0
+    assert (tmp_path / "scored.jsonl").exists()
+    before = exported.read_bytes()
+    assert main(["predict", str(exported), str(manifest), "--out", str(exported)]) == 2
+    assert exported.read_bytes() == before
+    assert str(exported) in capsys.readouterr().err
+
+
 def test_onnx_predicts_without_torch(exported, predictor, manifest, posts, tmp_path):
     program = (
         "import sys, json\n"
