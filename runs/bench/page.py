@@ -207,11 +207,13 @@ ERRORS = ("emotion", "irony", "emotion systematic", "irony systematic")
 _AT_TOKENS = "yes", "at their answer tokens"
 VARIANTS = {
     "vanilla": ("no", "none"),
+    "vanilla, again": ("no", "none"),
     "vanilla, asked": ("yes", "none"),
     "multitask": ("no", "at the last token"),
     "multitask, asked": ("yes", "at the last token"),
     "multitask, fed": ("no", "at the last token"),
     "agentps": _AT_TOKENS,
+    "agentps, again": _AT_TOKENS,
     "agentps, rounds": ("each in a turn of its own", "where the assistant's turn has begun"),
     "agentps, fed": _AT_TOKENS,
     **dict.fromkeys((*LABELLED, *DIVISORS), _AT_TOKENS),
@@ -219,6 +221,8 @@ VARIANTS = {
 """Way of the AgentPS study -> questions in the prompt, and where process answers are read."""
 PAIRS = "pairs, exactly one", 1000, ""
 PAIRS_ON_CPU = "pairs, exactly one", 1000, ", bfloat16"
+PAIRS_BY_QWEN = "pairs, exactly one", 1000, ", qwen2.5-coder-0.5b, bfloat16"
+ORDERED = "pairs, the first alone", 1000, ", bfloat16"
 MEMES = "hateful memes", 4000, ", bfloat16"
 SEVERITY = "harmeme", 2000, ", bfloat16"
 AUC_AND_RECALL = {"AUC": "auc", "recall at precision .60": "recall_at_precision_60"}
@@ -457,6 +461,8 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "act": ("act", _act),
     "agentps": ("agentps", lambda figures: _variants(figures, *PAIRS)),
     "agentps, on a CPU": ("agentps", lambda figures: _variants(figures, *PAIRS_ON_CPU)),
+    "agentps, by another base": ("agentps", lambda figures: _variants(figures, *PAIRS_BY_QWEN)),
+    "agentps, the first alone": ("agentps", lambda figures: _variants(figures, *ORDERED)),
     "agentps, memes": ("agentps", lambda figures: _variants(figures, *MEMES)),
     "agentps, severity": ("agentps", lambda figures: _variants(figures, *SEVERITY)),
     "agentps over vanilla, severity": (
