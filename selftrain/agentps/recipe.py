@@ -139,9 +139,8 @@ class TrainingSettings(Section):
     attention: Attention = "auto"
     learning_rate: float = Field(1e-4, gt=0, le=1)  # of adapters, the token's row and new parts, at its peak
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
-    weight_decay: float = Field(
-        0.01, ge=0, allow_inf_nan=False
-    )  # of everything but norms, biases and the row
+    # of everything but norms, biases and the row
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps over which the rates rise
     clip: float = Field(1.0, gt=0)  # the largest norm of a gradient
     # question -> weight in the loss, "final" among them; 1 for those not named
