@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import KW_ONLY, dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -290,6 +291,16 @@ def _without_targets(post: dataset.Example) -> dataset.Example:
     return post._replace(targets=tuple(np.zeros_like(one) for one in post.targets))
 
 
+def noted_in(file: Path) -> list[Json]:
+    """Return what a quarantine lists; nothing where there is none."""
+    return [*read_jsonl(file)] if file.exists() else []
+
+
+def unread_row(post_id: str, reason: str) -> Json:
+    """Return how a quarantine lists a post whose pictures cannot be read."""
+    return {"kind": "picture", "id": post_id, "reason": reason}
+
+
 class Unread:
     """Posts whose pictures cannot be read: noted in a file as bad rows are, once each, at most `limit`.
 
@@ -307,7 +318,7 @@ class Unread:
         collator: Collator,
     ) -> None:
         self._file, self._limit, self._accelerator = file, limit, accelerator
-        rows = [*read_jsonl(file)] if file.exists() else []
+        rows = noted_in(file)
         self._others = [row for row in rows if row["kind"] != "picture"]
         self._reasons = dict[str, str]()
         self.new = dict[str, str]()  # post id -> why, met by this process since the last `share`
@@ -330,8 +341,7 @@ class Unread:
         self._reasons |= dict(gather_object([*self.new.items()]))
         self.new = {}
         if self._accelerator.is_main_process:
-            noted = ({"kind": "picture", "id": one, "reason": why} for one, why in self._reasons.items())
-            atomic.write_jsonl(self._file, [*self._others, *noted])
+            atomic.write_jsonl(self._file, [*self._others, *starmap(unread_row, self._reasons.items())])
         if len(self._reasons) > self._limit:
             first = "\n".join(f"  {one}: {why}" for one, why in list(self._reasons.items())[:10])
             raise QuarantineError(

@@ -31,7 +31,7 @@ from selftrain.data.task import Task, dump_task
 from selftrain.errors import DataError, ModelError, TrainingError
 from selftrain.models import train_loop
 from selftrain.store import atomic, locks
-from selftrain.store.run_dir import read_jsonl, without_none
+from selftrain.store.run_dir import without_none
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -200,9 +200,9 @@ class _Work(NamedTuple):
         figures = {"validations": validations, "best": results.index(best)}
         rows = [answers_row(asked, decided(decisions, one)) for one in scored]
         write_measured(self.out, asked, rows, decisions, figures)
-        if unread := [one for one in scored if one.reason]:
-            told = ({"kind": "picture", "id": one.example.id, "reason": one.reason} for one in unread)
-            atomic.write_jsonl(self.out / checkpoint.QUARANTINE, [*_noted(self.out), *told])
+        if unread := [steps.unread_row(one.example.id, one.reason) for one in scored if one.reason]:
+            file = self.out / checkpoint.QUARANTINE
+            atomic.write_jsonl(file, [*steps.noted_in(file), *unread])
         about = more | {
             "finished": True,
             "precision": "float32" if self.accelerator.mixed_precision == "no" else "bfloat16",
@@ -295,16 +295,10 @@ def _begin(out: Path, recipe: AgentPSRecipe, found: dataset.LabelledPosts) -> No
     """Write what the folder says before the first step."""
     _write_recipe(out, recipe)
     dump_task(found.task, out / checkpoint.TASK)
-    noted = _noted(out)
+    noted = steps.noted_in(out / checkpoint.QUARANTINE)
     rows = [*found.quarantine, *(row for row in noted if row["kind"] == "picture")]
     if rows or noted:
         atomic.write_jsonl(out / checkpoint.QUARANTINE, rows)
-
-
-def _noted(out: Path) -> list[Json]:
-    """Return what a folder's quarantine lists."""
-    file = out / checkpoint.QUARANTINE
-    return [*read_jsonl(file)] if file.exists() else []
 
 
 def _write_recipe(out: Path, recipe: AgentPSRecipe) -> None:
